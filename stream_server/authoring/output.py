@@ -17,7 +17,8 @@ from uuid import UUID
 from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
-from stream_server.authoring.output_buffer import PUSH_INTERVAL_SECONDS, Item, OutputBuffer
+from stream_server.authoring.output_buffer import Item, OutputBuffer
+from stream_server.authoring.push_pacing import PUSH_INTERVAL_SECONDS
 
 OUTPUT_KEY = "stream_server_output"
 """Key of the XCom; the same as `OUTPUT` in `stream_server.domain.transition`."""

@@ -1,7 +1,7 @@
 """Buffer of a task's output: numbers the items, bounds their size, and pushes them in batches to Airflow.
 
 A push takes Airflow about 27 ms: from the task through its supervisor and the Execution API to the database. The first
-item is pushed at once. Items that follow within `PUSH_INTERVAL_SECONDS` of a push go into the next batch.
+item is pushed at once. Items that follow soon after a push go into the next batch; see `push_pacing`.
 
 If several threads of a task may use the connection to its supervisor (Airflow 3.2 and later), a thread pushes: the task
 does not wait for the push, and the output does not wait for the next item. Otherwise a batch is pushed when the task
@@ -19,10 +19,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-log = logging.getLogger(__name__)
+from stream_server.authoring.push_pacing import PushPacing
 
-PUSH_INTERVAL_SECONDS = 0.04
-"""Shortest time between two pushes."""
+log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 128 * 1024
 """JSON text of one push. The triggers store pushes up to twice that size (`OUTPUT_BYTES` in `journal.queries`)."""
@@ -65,7 +64,7 @@ class OutputBuffer:
         self._next_index = 0
         self._bytes_left = _read_max_try_bytes()
         self._failures = 0
-        self._pushed_at = float("-inf")
+        self._pacing = PushPacing()
         self._closed = False
         self._warned: set[str] = set()
         self._thread = (
@@ -88,9 +87,10 @@ class OutputBuffer:
                 return
             self._bytes_left -= size
             self._queue.append((cleaned, size))
+            self._pacing.record_item(time.monotonic())
             self._changed.notify()
         if self._thread is None:
-            if time.monotonic() - self._pushed_at >= PUSH_INTERVAL_SECONDS:
+            if self._pacing.is_due(time.monotonic()):
                 self.flush()
         elif self._thread.ident is None:
             self._thread.start()
@@ -115,7 +115,7 @@ class OutputBuffer:
             with self._changed:
                 while not self._queue and self._unsent_batch is None and not self._closed:
                     self._changed.wait()
-                remaining = self._pushed_at + PUSH_INTERVAL_SECONDS - time.monotonic()
+                remaining = self._pacing.next_push_at() - time.monotonic()
                 if remaining > 0 and not self._closed:
                     self._changed.wait(remaining)
                     continue
@@ -129,13 +129,14 @@ class OutputBuffer:
                 self._unsent_batch = self._take_batch()
             if self._unsent_batch is None:
                 return False
+            began = time.monotonic()
             try:
                 self._push(self._unsent_batch)
             except Exception as error:  # noqa: BLE001 # no error may fail the task
                 self._record_failure(error)
                 return False
             finally:
-                self._pushed_at = time.monotonic()
+                self._pacing.record_push(began, time.monotonic())
             self._unsent_batch, self._failures = None, 0
         return True
 
