@@ -21,10 +21,8 @@ INSTANCES = 1000
 STATES = ["scheduled", "queued", "running", None]
 
 # The counter of transaction ids would not do: all sessions of the cluster take from it, autovacuum too.
-SUBTRANSACTIONS = (
-    "SELECT (pg_stat_get_backend_subxact(id)).subxact_count FROM pg_stat_get_backend_idset() AS id"
-    " WHERE pg_stat_get_backend_pid(id) = pg_backend_pid()"
-)
+SUBTRANSACTIONS = """SELECT (pg_stat_get_backend_subxact(id)).subxact_count FROM pg_stat_get_backend_idset() AS id
+    WHERE pg_stat_get_backend_pid(id) = pg_backend_pid()"""
 
 COLUMNS = "id, task_id, dag_id, run_id, map_index, try_number, max_tries, pool, pool_slots, dag_version_id, state"
 VALUES = "gen_random_uuid(), 't', 'bulk', 'r', n, 0, 0, 'default_pool', 1, (SELECT id FROM dag_version LIMIT 1)"
