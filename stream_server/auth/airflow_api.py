@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
 from starlette.requests import cookie_parser
 
-from stream_server.auth.airflow_bodies import AnswerBody, RunBody, RunPage, RunStateBody, TokenBody
+from stream_server.auth.airflow_bodies import AnswerBody, InstancePage, RunBody, RunPage, RunStateBody, TokenBody
+from stream_server.domain.human_input import RequestKey
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.errors import AirflowNotResponding, AirflowRefused, AirflowTimeout, UrlTooLong
 from stream_server.settings import ENVIRONMENT
@@ -37,7 +38,7 @@ MAYBE_CREATED = "; the run may have been created all the same"
 MAYBE_ANSWERED = "; the request may have been answered all the same"
 """The same for an answer to a request for human input."""
 
-BAD_REQUEST, UNAUTHENTICATED, FORBIDDEN, UNPROCESSABLE = 400, 401, 403, 422
+BAD_REQUEST, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, UNPROCESSABLE = 400, 401, 403, 404, 422
 
 INVALID_TOKEN_DETAIL = "Invalid JWT token"  # noqa: S105 # what Airflow answers, and no token
 """Detail of the 403 with which Airflow answers a revoked, expired or malformed token (`core_api.security`)."""
@@ -155,21 +156,36 @@ class AirflowApi:
             await asyncio.sleep(random.uniform(*FAIL_PAUSE_SECONDS))  # noqa: S311 # not for secrets
         return _read_body(RunStateBody, response, "PATCH", path).state
 
-    async def answer_request(self, key: RunKey, task_id: str, map_index: int, answer: Mapping[str, Any]) -> AnswerBody:
+    async def answer_request(self, key: RunKey, instance: RequestKey, answer: Mapping[str, Any]) -> AnswerBody:
         """Answer the request for human input of a task instance (`PATCH …/hitlDetails`), and return the answer.
 
         Raises:
             AirflowRefused: Airflow refuses: with 409 if the request is not open any more, with 422 if the answer does
-                not fit it.
+                not fit it, with 404 if there is no such task instance.
             AirflowNotResponding: There was no usable answer. The request may have been answered.
         """
+        task_id, map_index, iteration = instance
         path = f"{run_path(key)}/taskInstances/{quote(task_id, safe='')}/{map_index}/hitlDetails"
+        if iteration is not None:
+            path = f"{path}?{await self._find_region(key, task_id, map_index, iteration)}"
         try:
             return await self._request_body(AnswerBody, "PATCH", path, answer, doubt=MAYBE_ANSWERED)
         except AirflowRefused as error:
             if error.status != BAD_REQUEST:
                 raise
             raise AirflowRefused(str(error), UNPROCESSABLE) from None
+
+    async def _find_region(self, key: RunKey, task_id: str, map_index: int, iteration: int) -> str:
+        """Return the query by which Airflow 3.4 names the instance of a task in an iteration of a loop."""
+        # The newest iterations come first, since a request is usually of one of them.
+        query = urlencode({"task_id": task_id, "map_index": map_index, "limit": 100, "order_by": "-start_date"})
+        page = await self._request_body(InstancePage, "GET", f"{run_path(key)}/taskInstances?{query}")
+        for instance in page.task_instances:
+            if instance.loop_iteration is not None and instance.loop_iteration.iteration == iteration:
+                return urlencode({"region_id": instance.region_id, "region_index": instance.region_index})
+        raise AirflowRefused(
+            f"Run {key.run_id!r} has no instance of task {task_id!r} in iteration {iteration} of a task loop", NOT_FOUND
+        )
 
     async def get(self, shape: type[_Body], path: str, timeout: float) -> AirflowAnswer[_Body]:
         """Request something. A refusal is returned, not raised.

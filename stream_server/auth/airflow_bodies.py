@@ -52,6 +52,26 @@ class RequestPage(msgspec.Struct):
     hitl_details: list[Any]
 
 
+class LoopIterationBody(msgspec.Struct):
+    """Where a task instance is in a task loop."""
+
+    iteration: int
+
+
+class InstanceBody(msgspec.Struct):
+    """The coordinates of a task instance in Airflow 3.4."""
+
+    region_id: str | None = None
+    region_index: int | None = None
+    loop_iteration: LoopIterationBody | None = None
+
+
+class InstancePage(msgspec.Struct):
+    """List of task instances."""
+
+    task_instances: list[InstanceBody]
+
+
 class AnswerBody(msgspec.Struct):
     """Answer to a request for human input."""
 

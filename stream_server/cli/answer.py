@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from stream_server.cli.control_characters import replace_control_characters
+from stream_server.cli.run_table import describe_instance
 from stream_server.client import ClientError, Refused
-from stream_server.protocol.input_frames import Input
+from stream_server.protocol.frames import TaskTransition
+from stream_server.protocol.input_frames import Input, InputAnswered
 
 
 class Answer(NamedTuple):
@@ -29,6 +31,8 @@ ReadLine = Callable[[str], Awaitable[str | None]]
 
 SendAnswer = Callable[[Input, Answer], Awaitable[object]]
 
+_Instance = tuple[str, int, int | None]
+
 
 class Prompter:
     """Puts the questions of tasks to the user, one after the other.
@@ -42,19 +46,19 @@ class Prompter:
     def __init__(self, read_line: ReadLine, write: Callable[[str], None], send: SendAnswer) -> None:
         self._read_line, self._write, self._send = read_line, write, send
         self._turn = asyncio.Lock()
-        self._open: dict[tuple[str, int], Input] = {}
+        self._open: dict[_Instance, Input] = {}
 
     def open(self, request: Input) -> bool:
         """Note an open request. Return whether it is to be put to the user."""
-        key = request.task_id, request.map_index
+        key = _instance_of(request)
         before = self._open.get(key)
         self._open[key] = request
         is_new = before is None or (before.try_number, before.asked_at) != (request.try_number, request.asked_at)
         return is_new and bool(request.options)
 
-    def close(self, task_id: str, map_index: int) -> None:
+    def close(self, frame: InputAnswered | TaskTransition) -> None:
         """Note that a task instance does not ask any more."""
-        self._open.pop((task_id, map_index), None)
+        self._open.pop(_instance_of(frame), None)
 
     async def ask(self, request: Input) -> None:
         """Put a request to the user, and send the answer. One that does not fit the request can be corrected."""
@@ -76,7 +80,7 @@ class Prompter:
                     return
 
     def _is_open(self, request: Input) -> bool:
-        current = self._open.get((request.task_id, request.map_index))
+        current = self._open.get(_instance_of(request))
         return current is not None and current.asked_at == request.asked_at
 
     async def _read_answer(self, request: Input) -> Answer | None:
@@ -101,12 +105,16 @@ class Prompter:
 
 def describe_request(request: Input) -> str:
     """Return a request as lines of text, with its options numbered."""
-    index = "" if request.map_index < 0 else f" [{request.map_index}]"
-    lines = [f"{request.task_id}{index} asks: {request.subject or ''}"]
+    label = describe_instance(request.task_id, request.map_index, request.iteration)
+    lines = [f"{label} asks: {request.subject or ''}"]
     if request.body:
         lines.append(request.body)
     lines += [f"  {number} {option}" for number, option in enumerate(request.options, 1)]
     return replace_control_characters("\n".join(lines))
+
+
+def _instance_of(frame: Input | InputAnswered | TaskTransition) -> _Instance:
+    return frame.task_id, frame.map_index, frame.iteration
 
 
 def parse_choice(line: str, request: Input) -> list[str] | None:

@@ -161,6 +161,7 @@ class Follower:
             request.task_id,
             answer.chosen_options,
             map_index=request.map_index,
+            iteration=request.iteration,
             params_input=answer.params_input,
             asked_at=request.asked_at.isoformat(),
             token=self._token,

@@ -184,6 +184,7 @@ def answer(
         list[str] | None, typer.Option("--param", help="Field of the form, as name=value; JSON or text; repeatable.")
     ] = None,
     map_index: Annotated[int, typer.Option(help="Index of an instance of a mapped task.")] = -1,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the task loop around the task.")] = None,
     url: Url = "http://127.0.0.1:8090",
     token: Token = None,
 ) -> None:
@@ -196,7 +197,17 @@ def answer(
     except ValueError as error:
         exit_with_error(f"--param: {error}", ExitCode.USAGE)
     require_host_and_port("--url", url)
-    request = answer_input(url, dag_id, run_id, task_id, option, map_index=map_index, params_input=params, token=token)
+    request = answer_input(
+        url,
+        dag_id,
+        run_id,
+        task_id,
+        option,
+        map_index=map_index,
+        iteration=iteration,
+        params_input=params,
+        token=token,
+    )
     try:
         written = asyncio.run(request)
     except Refused as error:

@@ -182,7 +182,7 @@ class RunTable:
             seconds = row.elapsed_seconds
             report = self._progress.get((task_id, map_index)) if row.state == "running" else None
             table.add_row(
-                Text(_task_label(task_id, map_index, self._iterations.get(task_id))),
+                Text(describe_instance(task_id, map_index, self._iterations.get(task_id))),
                 _format_state(row.state)
                 if report is None
                 else Text.assemble(_format_state(row.state), f" {_format_progress(report)}"),
@@ -193,7 +193,7 @@ class RunTable:
             counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
             table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(counts), "", "")
         output = [
-            Text.assemble((f"{_task_label(*key, self._iterations.get(key[0]))}: ", "bold"), text)
+            Text.assemble((f"{describe_instance(*key, self._iterations.get(key[0]))}: ", "bold"), text)
             for key, text in self._output.items()
         ]
         return Group(self._title, table, *output, Text.assemble("Run: ", _format_state(self._state)), self._last_event)
@@ -205,13 +205,13 @@ def describe_frame(frame: AnyFrame) -> str:
         case Snapshot():
             text = f"run {frame.run.state}, {len(frame.tasks)} task instances"
         case TaskTransition():
-            label = _task_label(frame.task_id, frame.map_index, frame.iteration)
+            label = describe_instance(frame.task_id, frame.map_index, frame.iteration)
             text = f"{label}: {frame.state or NO_STATUS}"
         case Chunk():
-            text = f"{_task_label(frame.task_id, frame.map_index, frame.iteration)} output: "
+            text = f"{describe_instance(frame.task_id, frame.map_index, frame.iteration)} output: "
             text += "(not permitted)" if frame.value is UNSET else _format_output(frame.value)
         case Progress():
-            text = f"{_task_label(frame.task_id, frame.map_index, frame.iteration)}: "
+            text = f"{describe_instance(frame.task_id, frame.map_index, frame.iteration)}: "
             text += "(not permitted)" if frame.value is UNSET else _format_progress(frame.value)
         case RunTransition():
             text = f"run {frame.state}"
@@ -233,14 +233,15 @@ def describe_frame(frame: AnyFrame) -> str:
 def _describe_other_frame(frame: AnyFrame) -> str:
     if isinstance(frame, Input):
         subject = "a question that this token may not read" if frame.withheld else frame.subject or "a question"
-        return f"{_task_label(frame.task_id, frame.map_index)} asks: {subject}"
+        return f"{describe_instance(frame.task_id, frame.map_index, frame.iteration)} asks: {subject}"
     if isinstance(frame, InputAnswered):
         chosen = "not permitted" if frame.withheld else ", ".join(frame.chosen_options)
-        return f"{_task_label(frame.task_id, frame.map_index)} answered: {chosen}"
+        return f"{describe_instance(frame.task_id, frame.map_index, frame.iteration)} answered: {chosen}"
     return type(frame).__name__.lower()
 
 
-def _task_label(task_id: str, map_index: int, iteration: int | None = None) -> str:
+def describe_instance(task_id: str, map_index: int, iteration: int | None = None) -> str:
+    """Return the name of a task instance for people."""
     index = "" if map_index < 0 else f" [{map_index}]"
     return task_id + index + ("" if iteration is None else f" (iteration {iteration})")
 

@@ -53,7 +53,7 @@ class TerminalQuestions:
         elif isinstance(frame, InputAnswered) or (
             isinstance(frame, TaskTransition) and frame.state not in WAITING_STATES
         ):
-            self._prompter.close(frame.task_id, frame.map_index)
+            self._prompter.close(frame)
 
     async def _ask(self, request: Input) -> None:
         self._live.stop()

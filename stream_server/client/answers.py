@@ -23,6 +23,7 @@ async def answer_input(
     chosen_options: Sequence[str],
     *,
     map_index: int = -1,
+    iteration: int | None = None,
     params_input: Mapping[str, Any] | None = None,
     asked_at: str | None = None,
     token: str | None = None,
@@ -36,6 +37,7 @@ async def answer_input(
         task_id: The task.
         chosen_options: One of the options, or several if the request permits it.
         map_index: Index of an instance of a mapped task.
+        iteration: Iteration of the task loop (Airflow 3.4) around the task.
         params_input: JSON value by field of the form.
         asked_at: `asked_at` of the request. Airflow 3.4 refuses the answer if the task has asked again since.
         token: Bearer token.
@@ -49,12 +51,13 @@ async def answer_input(
     body: dict[str, Any] = {"chosen_options": [*chosen_options], "params_input": {**(params_input or {})}}
     if asked_at is not None:
         body["asked_at"] = asked_at
+    params = {"map_index": map_index, **({} if iteration is None else {"iteration": iteration})}
     scheme, _, rest = (url if "://" in url else f"http://{url}").rstrip("/").partition("://")
     base = f"{_HTTP_SCHEMES.get(scheme, scheme)}://{rest}"
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, headers=headers) as client:
-            response = await client.post(base + path, params={"map_index": map_index}, json=body)
+            response = await client.post(base + path, params=params, json=body)
     except httpx.HTTPError as error:
         raise ConnectionLost(f"no response to the answer ({type(error).__name__}: {error})") from error
     if not response.is_success:

@@ -25,8 +25,8 @@ _NO_ROW = SourceRow()
 
 _WHITESPACE = str.maketrans("\n\r\t", "   ")
 
-RequestKey = tuple[str, int]
-"""A task and a `map_index`. Tasks in loops (Airflow 3.4) have one for all iterations."""
+RequestKey = tuple[str, int, int | None]
+"""A task instance: task, `map_index` and the iteration of a task loop (Airflow 3.4), `None` outside of loops."""
 
 InputFrames = Sequence[Input | InputAnswered]
 
@@ -61,6 +61,7 @@ class RequestRecord(msgspec.Struct, frozen=True):
     try_number: int
     asked_at: datetime
     bytes: int
+    iteration: int | None = None
     is_taken_over: bool = False
     """Whether an earlier try had made the request."""
 
@@ -71,14 +72,11 @@ class RequestRecord(msgspec.Struct, frozen=True):
 
     @property
     def instance(self) -> RequestKey:
-        return self.task_id, self.map_index
+        return self.task_id, self.map_index, self.iteration
 
     @property
     def identity(self) -> tuple[datetime, int]:
-        """What distinguishes the requests of a task instance; ascending.
-
-        The time comes first: a later iteration of a loop (Airflow 3.4) can have a lower try number.
-        """
+        """What distinguishes the requests of a task instance; ascending."""
         return self.asked_at, self.try_number
 
 
@@ -251,6 +249,7 @@ def _identity(record: RequestRecord, source: SourceRow) -> dict[str, Any]:
         "run_id": record.run_id,
         "task_id": record.task_id,
         "map_index": record.map_index,
+        "iteration": record.iteration,
         "try_number": record.try_number,
         "asked_at": record.asked_at,
         "seq": source.seq,

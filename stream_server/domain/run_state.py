@@ -311,10 +311,9 @@ class RunState:
         )
         self._put(transition.task_id, transition.map_index, instance, transition.iteration)
         key = transition.task_id, transition.map_index, transition.iteration
-        if transition.iteration is None:
-            self.requests.update_instance(
-                key[:2], instance.state, instance.try_number, is_given_up=instance.state in RETRACTING_STATES
-            )
+        self.requests.update_instance(
+            key, instance.state, instance.try_number, is_given_up=instance.state in RETRACTING_STATES
+        )
         output_try = self.output.get_try_number(key)
         if output_try is not None and (output_try != instance.try_number or instance.state in RETRACTING_STATES):
             self.output.retract(key)

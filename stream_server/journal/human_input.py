@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 WAITING_STATES = frozenset({"awaiting_input", "deferred"})
 
-InstanceName = tuple[str, str, str, int]
-"""DAG, run, task and `map_index`."""
+InstanceName = tuple[str, str, str, int, int | None]
+"""DAG, run, task, `map_index` and the iteration of a task loop."""
 
 ReadRequests = Callable[[list[UUID], list[InstanceName]], Awaitable[Sequence[asyncpg.Record]]]
 """Reads the requests of task instances, by their ids and by their names."""
@@ -81,7 +81,7 @@ async def _read_by_instance(
     for row in rows:
         record = parse_request(row["ti_id"], row["record"])
         if record is not None:
-            name = record.dag_id, record.run_id, record.task_id, record.map_index
+            name = record.dag_id, record.run_id, *record.instance
             requests[row["ti_id"]] = requests[name] = _Request(record, row["record"])
     return requests
 
@@ -111,6 +111,7 @@ def _announce(transition: Transition, request: _Request) -> Transition:
         run_id=record.run_id,
         task_id=record.task_id,
         map_index=record.map_index,
+        iteration=record.iteration,
         try_number=record.try_number,
         state=transition.state if transition.kind is TransitionKind.INPUT else OPEN,
         body=request.text,
@@ -131,7 +132,7 @@ async def fetch_requests(
     """Return the requests of task instances; none if this version of Airflow has no table for them."""
     if "human_input" not in queries:
         return ()
-    columns = [list(column) for column in zip(*names, strict=True)] or [[], [], [], []]
+    columns = [list(column) for column in zip(*names, strict=True)] or [[], [], [], [], []]
     with map_postgres_errors():
         return await connection.fetch(queries["human_input"], ids, *columns)
 
@@ -148,4 +149,4 @@ def _starts_to_wait(transition: Transition) -> bool:
 def _name_of(transition: Transition) -> InstanceName:
     assert transition.task_id is not None, "the journal names the task of every task transition"
     assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
-    return transition.dag_id, transition.run_id, transition.task_id, transition.map_index
+    return transition.dag_id, transition.run_id, transition.task_id, transition.map_index, transition.iteration

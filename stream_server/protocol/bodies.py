@@ -122,7 +122,7 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[str, Meta(description="State of the run now. It is not `failed` while teardown tasks still run.")]
 
 
-class InputReceipt(msgspec.Struct, frozen=True, kw_only=True):
+class InputReceipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request for human input that was answered."""
 
     dag_id: DagId
@@ -133,6 +133,7 @@ class InputReceipt(msgspec.Struct, frozen=True, kw_only=True):
     by: Annotated[InputUser, Meta(description="The user who answered.")]
     chosen_options: Annotated[list[str], Meta(description="The options that were chosen.")]
     params_input: Annotated[dict[str, Any], Meta(description="JSON value by field of the form.")]
+    iteration: Iteration = None
 
 
 class InputAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

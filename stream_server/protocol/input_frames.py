@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from stream_server.protocol.frame_members import MapIndex, Reference, RunFrame, TaskId, Timestamp, TryNumber
+from stream_server.protocol.frame_members import Iteration, MapIndex, Reference, RunFrame, TaskId, Timestamp, TryNumber
 
 Options: TypeAlias = Annotated[list[str], Meta(description="The options to choose from.")]
 Withheld: TypeAlias = Annotated[
@@ -50,6 +50,7 @@ class InputFrame(RunFrame, frozen=True, kw_only=True):
     at: Annotated[
         Timestamp | None, Meta(description="When the row was written, inside Airflow's transaction; UTC.")
     ] = None
+    iteration: Iteration = None
 
 
 class Input(InputFrame, frozen=True, kw_only=True, tag="input", omit_defaults=True):

@@ -11,8 +11,10 @@ import pytest
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
+from stream_server.client import answer_input
 from stream_server.domain.run_state import RunKey
 from support.airflow_version import HAS_LOOPS
+from support.example_runs import ANSWER_SECONDS
 from support.streams import Frame, sse, types
 
 if not HAS_LOOPS:
@@ -27,7 +29,7 @@ Attempt = tuple[str, int | None, int, int, str | None]
 @pytest.fixture(scope="module", autouse=True)
 def dags(stack: DemoStack) -> None:
     """Wait until Airflow has parsed the DAGs of these tests."""
-    stack.airflow.wait_for_dags(["loop_drafts", "loop_squares", "loop_fails"], ConsoleReporter())
+    stack.airflow.wait_for_dags(["loop_drafts", "loop_squares", "loop_fails", "loop_questions"], ConsoleReporter())
 
 
 async def run_dag(stack: DemoStack, airflow: AirflowRestClient, dag_id: str, query: str) -> tuple[RunKey, list[Frame]]:
@@ -158,6 +160,32 @@ async def test_wait_refuses_tasks_in_a_loop(stack: DemoStack, airflow: AirflowRe
     native, ours = answers
     assert ours == native
     assert ours[0][0] == 409
+
+
+async def test_each_iteration_asks_and_is_answered(stack: DemoStack, airflow: AirflowRestClient) -> None:
+    key = RunKey("loop_questions", await asyncio.to_thread(airflow.trigger_run, "loop_questions"))
+    frames: list[Frame] = []
+    async with sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as events:
+        async for frame in events:
+            frames.append(frame)
+            if (frame["type"], frame.get("state")) == ("task", "awaiting_input"):
+                # An event that no API shows; see `ANSWER_SECONDS`.
+                await asyncio.sleep(ANSWER_SECONDS)
+                instance = {name: frame[name] for name in ("map_index", "iteration")}
+                given = await answer_input(
+                    stack.server_url, *key, frame["task_id"], ["Approve"], **instance, token=airflow.token
+                )
+                assert (given["iteration"], given["chosen_options"]) == (frame["iteration"], ["Approve"])
+    asked = {
+        (frame["iteration"], frame["try_number"], frame["asked_at"]) for frame in frames if frame["type"] == "input"
+    }
+    answered = [frame for frame in frames if frame["type"] == "input_answered"]
+    assert sorted((frame["iteration"], frame["try_number"], frame["asked_at"]) for frame in answered) == sorted(asked)
+    assert [iteration for iteration, *_ in sorted(asked)] == [0, 1]
+    assert frames[-1]["state"] == "success"
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        later = await events.rest(RUN_SECONDS)
+    assert [frame["iteration"] for frame in later if frame["type"] == "input_answered"] == [0, 1]
 
 
 async def test_a_result_of_a_loop_is_not_sent_while_it_continues(stack: DemoStack, airflow: AirflowRestClient) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from websockets.asyncio.client import ClientConnection, connect
 
 from stream_server.client import Refused, answer_input
-from support.airflow_stub import AirflowStub, ReceivedRequest
+from support.airflow_stub import REGION_ID, AirflowStub, ReceivedRequest
 from support.server import RunningServer
 from support.stub_callers import CallerPermissions, client_for
 
@@ -77,6 +77,21 @@ async def test_an_answer_is_passed_to_airflow_with_the_rights_of_the_caller(
         "by": {"id": "1", "name": "Ada"},
         **ANSWER,
     }
+
+
+async def test_an_answer_to_an_iteration_of_a_loop_names_its_region(
+    caller: httpx.AsyncClient, responses: list[Any], stub: AirflowStub
+) -> None:
+    response = await caller.post(f"{INPUT}?iteration=1", json=ANSWER)
+    assert (response.status_code, response.json()["iteration"]) == (200, 1)
+    (patch,) = stub.patches
+    assert patch.target == f"{PATH}/-1/hitlDetails?region_id={REGION_ID}&region_index=1"
+    unknown = await caller.post(f"{INPUT}?iteration=3", json=ANSWER)
+    assert unknown.status_code == 404
+    assert "no instance of task 'ask' in iteration 3" in unknown.json()["detail"]
+    invalid = await caller.post(f"{INPUT}?iteration=-1", json=ANSWER)
+    assert invalid.status_code == 400
+    assert len(stub.patches) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from stream_server.domain.human_input import parse_record
 from stream_server.domain.run_state import RunKey
 from stream_server.journal import undecodable_rows as undecodable
-from stream_server.journal.human_input import fetch_requests
+from stream_server.journal.human_input import InstanceName, fetch_requests
 from stream_server.journal.installer import load_queries_for
 from stream_server.journal.queries import COMMON_PLACEHOLDERS
 from stream_server.protocol.close_codes import CloseCode
@@ -221,7 +221,7 @@ async def test_contents_of_a_run_that_are_sent_count_for_its_limit_alone(
         await airflow.request_input(key, task_id, subject="x" * size)
     monkeypatch.setitem(COMMON_PLACEHOLDERS, "request_bytes", "1000")
     monkeypatch.setitem(COMMON_PLACEHOLDERS, "all_request_bytes", "1200")
-    names = [(*key, task_id, -1) for key in (run, other) for task_id in CHAIN]
+    names: list[InstanceName] = [(*key, task_id, -1, None) for key in (run, other) for task_id in CHAIN]
     queries = await load_queries_for(airflow.connection)
     rows = await fetch_requests(airflow.connection, queries, [], names)
     records = [parse_record(row["record"]) for row in rows]

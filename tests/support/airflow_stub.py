@@ -33,6 +33,14 @@ CONFLICT = {
 }
 """Airflow 3.3's error for a run that already exists (`api_fastapi.common.exceptions`)."""
 
+REGION_ID = "0198b2f1-0000-7000-8000-000000000001"
+
+INSTANCES = [
+    {"region_id": REGION_ID, "region_index": number, "loop_iteration": {"loop_id": "loop", "iteration": number}}
+    for number in (2, 1, 0)
+]
+"""Of a task in a loop of Airflow 3.4; other members are left out."""
+
 
 class ReceivedRequest(NamedTuple):
     """A request that the stub received."""
@@ -98,6 +106,7 @@ class AirflowStub:
                 stub._respond_to_read({"dag_runs": [], "total_entries": 0}),
                 methods=["GET"],
             ),
+            Route(f"{run}/taskInstances", stub._respond_to_read({"task_instances": INSTANCES}), methods=["GET"]),
             Route(f"{run}/taskInstances/~/xcomEntries", stub._respond_to_read({"xcom_entries": []}), methods=["GET"]),
             Route(
                 f"{run}/taskInstances/{{task_id}}/{{map_index}}/hitlDetails",

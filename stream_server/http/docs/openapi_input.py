@@ -25,7 +25,7 @@ def build_answer_operation(path: str, problem_responses: Json) -> Json:
             " 404: the task instance does not exist, or has not asked. 422: the answer does not fit the request."
         ),
         "security": [{name: []} for name in SECURITY_SCHEMES],
-        "parameters": build_parameters(path, ("map_index",)),
+        "parameters": build_parameters(path, ("map_index", "iteration")),
         "requestBody": {
             "required": True,
             "content": {JSON_TYPE: {"schema": reference_to(InputAnswer), "example": answer}},

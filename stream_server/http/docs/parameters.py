@@ -138,6 +138,10 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
         {"type": "integer", "minimum": -1, "maximum": 999_999_999, "default": -1},
         "Index of an instance of a mapped task.",
     ),
+    "iteration": (
+        {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+        "Iteration of the task loop (Airflow 3.4) around the task.",
+    ),
     "interval": (
         {"type": "number", "exclusiveMinimum": 0},
         "Seconds after which an unchanged state is sent again.",

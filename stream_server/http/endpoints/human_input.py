@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.auth.airflow_api import AirflowApi
+from stream_server.domain.human_input import RequestKey
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadRequest
 from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
@@ -23,27 +24,30 @@ _decoder = msgspec.json.Decoder(InputAnswer)
 
 async def answer_request(request: Request) -> Response:
     refuse_foreign_origin(request)
-    refuse_unknown_parameters(request.query_params.keys(), frozenset({"map_index"}))
+    refuse_unknown_parameters(request.query_params.keys(), frozenset({"map_index", "iteration"}))
     airflow = airflow_api_for(request, await identify_caller(request))
     key, task_id = parse_run_key(request), request.path_params["task_id"]
     map_index = NOT_MAPPED
     if parse_query(request).get("map_index", str(NOT_MAPPED)) != str(NOT_MAPPED):
         map_index = parse_integer(request, "map_index", 0, NOT_MAPPED, MAX_MAP_INDEX)
+    iteration = None
+    if "iteration" in parse_query(request):
+        iteration = parse_integer(request, "iteration", 0, 0, MAX_MAP_INDEX)
     answer = _parse_answer(await read_body(request))
-    receipt = await send_answer(airflow, key, task_id, map_index, answer)
+    receipt = await send_answer(airflow, key, (task_id, map_index, iteration), answer)
     return Response(msgspec.json.encode(receipt), media_type=JSON)
 
 
-async def send_answer(
-    airflow: AirflowApi, key: RunKey, task_id: str, map_index: int, answer: InputAnswer
-) -> InputReceipt:
+async def send_answer(airflow: AirflowApi, key: RunKey, instance: RequestKey, answer: InputAnswer) -> InputReceipt:
     """Pass an answer to Airflow, and return what was written; errors as for `AirflowApi.answer_request`."""
-    written = await airflow.answer_request(key, task_id, map_index, answer.as_airflow_body())
+    written = await airflow.answer_request(key, instance, answer.as_airflow_body())
+    task_id, map_index, iteration = instance
     return InputReceipt(
         dag_id=key.dag_id,
         dag_run_id=key.run_id,
         task_id=task_id,
         map_index=map_index,
+        iteration=iteration,
         answered_at=written.responded_at,
         by=written.responded_by,
         chosen_options=written.chosen_options,

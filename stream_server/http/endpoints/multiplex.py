@@ -185,7 +185,7 @@ class MultiplexConnection:
         key = RunKey(message.dag_id, message.run_id)
         try:
             airflow = airflow_api_for(self._websocket, self._streams.caller)
-            await send_answer(airflow, key, message.task_id, message.map_index, answer)
+            await send_answer(airflow, key, (message.task_id, message.map_index, message.iteration), answer)
         except StreamServerError as error:
             await self._queue.reply(Wire(refusal_frame(message.id, error)))
         else:

@@ -50,6 +50,7 @@ class Answer(msgspec.Struct, tag_field="op", tag="answer", forbid_unknown_fields
     task_id: str
     chosen_options: Annotated[list[str], msgspec.Meta(min_length=1)]
     map_index: Annotated[int, msgspec.Meta(ge=-1, le=999_999_999)] = -1
+    iteration: Annotated[int, msgspec.Meta(ge=0, le=999_999_999)] | None = None
     params_input: dict[str, Any] = {}
     asked_at: str | None = None
 

@@ -11,7 +11,7 @@
 
 -- current_requests --
 -- The requests of the current tries of all task instances.
-SELECT t.id AS ti_id, t.dag_id, t.run_id, t.task_id, t.map_index, t.try_number,
+SELECT t.id AS ti_id, t.dag_id, t.run_id, t.task_id, t.map_index, t.iteration, t.try_number,
        CASE WHEN q.created_at {is_python_time} THEN q.created_at END AS asked_at,
        CASE WHEN t.state = 'awaiting_input' AND t.trigger_timeout {is_python_time} THEN t.trigger_timeout END AS expires_at,
        coalesce(q.created_at < t.start_date, false) AS is_taken_over,
@@ -33,7 +33,8 @@ WHERE CASE WHEN q.responded_at IS NULL
 -- A request (c) as JSON. The content is left out if it has more than {request_bytes} bytes, or if the contents of the run
 -- that are sent have more than {all_request_bytes} together. The newest ones are sent.
 json_build_object(
-    'dag_id', c.dag_id, 'run_id', c.run_id, 'task_id', c.task_id, 'map_index', c.map_index, 'try_number', c.try_number,
+    'dag_id', c.dag_id, 'run_id', c.run_id, 'task_id', c.task_id, 'map_index', c.map_index, 'iteration', c.iteration,
+    'try_number', c.try_number,
     'asked_at', c.asked_at, 'expires_at', c.expires_at, 'is_taken_over', c.is_taken_over,
     'answered_at', c.answered_at, 'bytes', c.bytes,
     'content', CASE
@@ -55,10 +56,14 @@ SELECT c.ti_id, {request_record} AS record FROM ({current_requests}) AS c WHERE 
 SELECT NULL::uuid AS ti_id, NULL::text AS record WHERE false
 
 -- human_input --
--- The requests of some task instances: by their ids ($1), or by their names ($2 DAGs, $3 runs, $4 tasks, $5 map indexes).
+-- The requests of some task instances: by their ids ($1), or by their names ($2 DAGs, $3 runs, $4 tasks, $5 map indexes,
+-- $6 iterations).
 SELECT c.ti_id, {request_record} AS record
 FROM (SELECT id FROM unnest($1::uuid[]) AS id
       UNION
-      SELECT i.id FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[]) AS n (dag_id, run_id, task_id, map_index)
-      JOIN ({instances}) AS i USING (dag_id, run_id, task_id, map_index)) AS wanted
+      SELECT i.id
+      FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[])
+          AS n (dag_id, run_id, task_id, map_index, iteration)
+      JOIN ({instances}) AS i USING (dag_id, run_id, task_id, map_index)
+      WHERE i.iteration IS NOT DISTINCT FROM n.iteration) AS wanted
 JOIN ({current_requests}) AS c ON c.ti_id = wanted.id

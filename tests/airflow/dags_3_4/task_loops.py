@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import dag, task, task_group
 
 from stream_server.authoring import emit
@@ -83,6 +84,18 @@ def fails():
     attempt.loop(max_iterations=4) >> publish()
 
 
+@dag(dag_id="loop_questions", schedule=None, catchup=False)
+def questions():
+    """Asks in each iteration."""
+
+    @task_group
+    def review():
+        ApprovalOperator(task_id="ask", subject="Go on?")
+
+    review.loop(max_iterations=2)
+
+
 drafts()
+questions()
 squares()
 fails()

@@ -11,7 +11,7 @@ import pytest
 
 from stream_server.cli.answer import Answer, Prompter, describe_request, parse_choice, parse_params
 from stream_server.client import Refused
-from stream_server.protocol.input_frames import Input, InputParam
+from stream_server.protocol.input_frames import Input, InputAnswered, InputParam
 
 NOW = datetime(2026, 11, 22, tzinfo=timezone.utc)
 
@@ -19,6 +19,12 @@ NOW = datetime(2026, 11, 22, tzinfo=timezone.utc)
 def question(**members: Any) -> Input:
     given: dict[str, Any] = {"subject": "Go on?", "options": ["Approve", "Reject"], **members}
     return Input(dag_id="d", run_id="r", task_id="ask", map_index=-1, try_number=1, asked_at=NOW, **given)
+
+
+def answered(**members: Any) -> InputAnswered:
+    return InputAnswered(
+        dag_id="d", run_id="r", task_id="ask", map_index=-1, try_number=1, asked_at=NOW, answered_at=NOW, **members
+    )
 
 
 class Terminal:
@@ -131,7 +137,7 @@ async def test_the_end_of_the_input_answers_nothing() -> None:
 async def test_a_question_that_was_answered_meanwhile_is_not_answered() -> None:
     terminal = Terminal(["1"])
     assert terminal.prompter.open(question())
-    terminal.prompter.close("ask", -1)
+    terminal.prompter.close(answered())
     await terminal.prompter.ask(question())
     assert terminal.sent == []
 
@@ -141,6 +147,15 @@ def test_a_question_is_put_once_and_never_without_its_content() -> None:
     assert prompter.open(question())
     assert not prompter.open(question(expires_at=NOW))
     assert not Terminal([]).prompter.open(question(options=[], withheld=True))
+
+
+async def test_a_question_of_another_iteration_stays_open() -> None:
+    terminal = Terminal(["1"])
+    assert terminal.prompter.open(question(iteration=1))
+    terminal.prompter.close(answered(iteration=0))
+    await terminal.prompter.ask(question(iteration=1))
+    assert terminal.sent == [Answer(["Approve"], {})]
+    assert "ask (iteration 1) asks" in "".join(terminal.shown)
 
 
 def test_a_question_as_text() -> None:

@@ -95,13 +95,18 @@ def test_a_deadline_that_becomes_known_is_sent() -> None:
     assert requests.apply(OPEN_ROW) == ()
 
 
-def test_a_later_iteration_of_a_loop_may_ask_in_a_lower_try() -> None:
+def test_each_iteration_of_a_loop_has_a_request_of_its_own() -> None:
     requests = RunRequests()
-    requests.apply(row("open", request(try_number=2)))
-    later = requests.apply(row("open", request(try_number=1, asked_at=at(3))))
-    assert [(frame.try_number, frame.asked_at) for frame in later] == [(1, at(3))]
-    assert requests.apply(row("answered", request(try_number=2, answered=True))) == ()
-    assert [frame.try_number for frame in requests.frames()] == [1]
+    requests.apply(row("open", request(iteration=0, try_number=2)))
+    (later,) = requests.apply(row("open", request(iteration=1, asked_at=at(3))))
+    assert (later.iteration, later.try_number) == (1, 1)
+    (answer,) = requests.apply(row("answered", request(iteration=0, try_number=2, answered=True)))
+    assert (kinds([answer]), answer.iteration) == (["input_answered"], 0)
+    requests.update_instance(("ask", -1, 1), "failed", 1, is_given_up=False)
+    assert [(frame.iteration, kinds([frame])) for frame in requests.frames()] == [
+        (0, ["input"]),
+        (0, ["input_answered"]),
+    ]
 
 
 def test_an_older_question_changes_nothing() -> None:
@@ -127,23 +132,23 @@ def test_an_open_question_ends_with_its_try_or_its_wait(
 ) -> None:
     requests = RunRequests()
     requests.apply(OPEN_ROW)
-    requests.update_instance(("ask", -1), state, try_number, is_given_up=is_given_up)
+    requests.update_instance(("ask", -1, None), state, try_number, is_given_up=is_given_up)
     assert kinds(requests.frames()) == left
 
 
 def test_an_answer_comes_after_the_task_was_resumed() -> None:
     requests = RunRequests()
     requests.apply(OPEN_ROW)
-    requests.update_instance(("ask", -1), "scheduled", 1, is_given_up=False)
+    requests.update_instance(("ask", -1, None), "scheduled", 1, is_given_up=False)
     assert kinds(requests.apply(ANSWERED_ROW)) == ["input_answered"]
-    requests.update_instance(("ask", -1), "success", 1, is_given_up=False)
+    requests.update_instance(("ask", -1, None), "success", 1, is_given_up=False)
     assert kinds(requests.frames()) == ["input", "input_answered"]
 
 
 def test_a_withdrawn_question_can_be_repeated() -> None:
     requests = RunRequests()
     requests.apply(OPEN_ROW)
-    requests.update_instance(("ask", -1), "scheduled", 1, is_given_up=False)
+    requests.update_instance(("ask", -1, None), "scheduled", 1, is_given_up=False)
     assert kinds(requests.apply(OPEN_ROW)) == ["input"]
 
 
@@ -154,7 +159,7 @@ def test_a_run_keeps_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPatch) 
         requests.apply(row("open", request(map_index=number)))
     shown = [frame.reference is None for frame in requests.frames()]
     assert shown == [True, True, False, False, False]
-    requests.update_instance(("ask", 0), "restarting", 1, is_given_up=True)
+    requests.update_instance(("ask", 0, None), "restarting", 1, is_given_up=True)
     requests.apply(row("open", request(map_index=7)))
     assert [frame.reference is None for frame in requests.frames()] == [True, False, False, False, True]
 

@@ -17,12 +17,15 @@ from support.builders import KEY, at
 TI_ID = UUID(int=1)
 
 
-def record(*, try_number: int = 1, answered: bool = False, is_taken_over: bool = False) -> dict[str, Any]:
+def record(
+    *, try_number: int = 1, answered: bool = False, is_taken_over: bool = False, iteration: int | None = None
+) -> dict[str, Any]:
     text = {
         "dag_id": KEY.dag_id,
         "run_id": KEY.run_id,
         "task_id": "ask",
         "map_index": -1,
+        "iteration": iteration,
         "try_number": try_number,
         "asked_at": at(1).isoformat(),
         "answered_at": at(9).isoformat() if answered else None,
@@ -62,6 +65,22 @@ async def test_a_task_that_starts_to_wait_announces_what_its_try_has_taken_over(
     assert await announced(rows, taken_over) == [(7, "open"), (8, "answered")]
     assert await announced(rows, record(try_number=2)) == [(7, "open")]
     assert await announced(rows[:3], record(try_number=2, answered=True)) == []
+
+
+async def test_a_task_that_starts_to_wait_announces_the_request_of_its_iteration() -> None:
+    later = task(4, "awaiting_input")._replace(iteration=1)
+    records = [record(iteration=0, answered=True, is_taken_over=True), record(iteration=1)]
+    read_names: list[InstanceName] = []
+
+    async def read(_ids: list[UUID], names: list[InstanceName]) -> Any:
+        read_names.extend(names)
+        return records
+
+    found = await add_requests([later], read)
+    assert read_names == [(*KEY, "ask", -1, 1)]
+    assert [(one.seq, one.state, one.iteration) for one in found if one.kind is TransitionKind.INPUT] == [
+        (4, "open", 1)
+    ]
 
 
 async def test_rows_of_other_tries_and_of_other_shapes_announce_nothing() -> None:

@@ -17,9 +17,15 @@ export type InputRequests = Readonly<Record<string, InputRequest>>
 const WAITING_STATES = new Set<string | null>(["running", "deferred", "awaiting_input"])
 const GIVEN_UP_STATES = new Set<string | null>([null, "restarting", "up_for_retry"])
 
+/** Return the key of a task instance; a task in a loop has an instance in each iteration. */
+function inputKey({ task_id, map_index, iteration }: Input | InputAnswered | TaskTransition): string {
+  const key = taskKey(task_id, map_index)
+  return typeof iteration === "number" ? `${key} ${iteration}` : key
+}
+
 /** Return the requests after a frame; the same object if it changes nothing. */
 export function applyToInputs(before: InputRequests, frame: Input | InputAnswered | TaskTransition): InputRequests {
-  const key = taskKey(frame.task_id, frame.map_index)
+  const key = inputKey(frame)
   const known = Object.hasOwn(before, key) ? before[key] : undefined
   if (frame.type === "input") return { ...before, [key]: { request: frame, answer: null, isOpen: true } }
   if (known === undefined) return before
@@ -29,7 +35,6 @@ export function applyToInputs(before: InputRequests, frame: Input | InputAnswere
       ? { ...before, [key]: { ...known, answer: frame, isOpen: false } }
       : before
   }
-  if (typeof frame.iteration === "number") return before
   if (!isSameTry || GIVEN_UP_STATES.has(frame.state)) {
     const { [key]: _, ...others } = before
     return others

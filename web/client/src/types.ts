@@ -173,7 +173,7 @@ export interface RunKey {
 }
 
 /** What identifies a request for human input; an `input` frame has it. */
-export type InputKey = Pick<Input, "dag_id" | "run_id" | "task_id" | "map_index" | "asked_at">
+export type InputKey = Pick<Input, "dag_id" | "run_id" | "task_id" | "map_index" | "iteration" | "asked_at">
 
 /** An answer to a request for human input. */
 export interface InputAnswer {

@@ -47,6 +47,21 @@ test("an answer to another question changes nothing, and a view of an earlier ve
   expect(reduce(earlier, input).inputs?.answer?.request).toBe(input)
 })
 
+test("each iteration of a loop has a question of its own", async () => {
+  const inLoop = { ...input, iteration: 1 }
+  const view = fold(snapshot(), { ...input, iteration: 0 }, inLoop, { ...answered, iteration: 0 })
+  expect(Object.values(view.inputs ?? {}).map((one) => [one.request.iteration, one.isOpen])).toEqual([
+    [0, false],
+    [1, true],
+  ])
+  const left = fold(snapshot(), { ...input, iteration: 0 }, inLoop, task(3, null, { iteration: 1 }))
+  expect(Object.values(left.inputs ?? {}).map((one) => one.request.iteration)).toEqual([0])
+  const server = await serve(respondWithStatus(200, {}, "{}"))
+  closing.push(server)
+  await createTestClient({ baseUrl: server.url }).client.answer(inLoop, { chosenOptions: ["Yes"] })
+  expect(server.requests[0]?.url.search).toBe("?map_index=-1&iteration=1")
+})
+
 test("an answer is sent, and a refusal has its status", async () => {
   const server = await serve(respondWithStatus(200, {}, "{}"), respondWithStatus(409, {}, '{"detail": "Too late"}'))
   closing.push(server)

@@ -27,6 +27,8 @@ export interface Input {
   seq?: number | null
   /** When the row was written, inside Airflow's transaction; UTC. */
   at?: string | null
+  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
+  iteration?: number | null
   /** The question; absent if the content is left out. */
   subject?: string | null
   /** More text, usually Markdown. */
@@ -75,6 +77,8 @@ export interface InputAnswered {
   seq?: number | null
   /** When the row was written, inside Airflow's transaction; UTC. */
   at?: string | null
+  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
+  iteration?: number | null
   /** When it was answered. */
   answered_at: string
   /** The user who answered; absent if it has expired. */

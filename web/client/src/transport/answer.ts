@@ -15,7 +15,9 @@ export async function answerInput(
 ): Promise<void> {
   const run = buildRunPath({ dagId: request.dag_id, runId: request.run_id })
   const path = `${run}/taskInstances/${encodeURIComponent(request.task_id)}/input`
-  const url = buildUrl(server, path, new URLSearchParams({ map_index: String(request.map_index) }))
+  const query = new URLSearchParams({ map_index: String(request.map_index) })
+  if (typeof request.iteration === "number") query.set("iteration", String(request.iteration))
+  const url = buildUrl(server, path, query)
   const { chosenOptions, paramsInput = {} } = answer
   const body = { chosen_options: chosenOptions, params_input: paramsInput, asked_at: request.asked_at }
   const headers = { "Content-Type": "application/json" }

@@ -160,6 +160,7 @@ function GivenAnswer({ request, answer }: { request: Input; answer: InputAnswere
   )
 }
 
-function nameOf({ task_id, map_index }: Input): string {
-  return map_index < 0 ? task_id : `${task_id}[${map_index}]`
+function nameOf({ task_id, map_index, iteration }: Input): string {
+  const name = map_index < 0 ? task_id : `${task_id}[${map_index}]`
+  return typeof iteration === "number" ? `${name}, iteration ${iteration},` : name
 }
