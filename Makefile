@@ -103,7 +103,7 @@ format: $(VENV)/.dev  ## Format the code, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-auth bench-bulk bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-large-dags bench-latency bench-long-transactions bench-own-runs bench-tokens bench-waiters bench-workers
+.PHONY: bench-auth bench-bulk bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-large-dags bench-latency bench-long-transactions bench-migration bench-own-runs bench-tokens bench-waiters bench-workers
 bench-auth: $(VENV)/.dev  ## Cost of permission checks for 10,000 clients
 	$(BIN)/python -m bench.auth $(ARGS)
 
@@ -133,6 +133,9 @@ bench-large-dags: $(VENV)/.dev  ## Longest steps of the event loop beside runs o
 
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, compared with a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)
+
+bench-migration: $(VENV)/.dev  ## Cost of the triggers for Airflow's migration to 3.4, with 1,000,000 task instances
+	$(BIN)/python -m bench.migration $(ARGS)
 
 bench-own-runs: $(VENV)/.dev  ## 1,000 transitions a second of 10,000 runs, each with a client of its own
 	$(BIN)/python -m bench.own_runs $(ARGS)

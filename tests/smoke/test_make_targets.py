@@ -23,6 +23,7 @@ SMALLEST: dict[str, list[str]] = {
     "bench-large-dags": ["ARGS=--seconds 1 --tasks 100 --links 5 --mebibytes 1 --instances 100 --results 20"],
     "bench-latency": ["ARGS=--seconds 1 --rounds 1 --warm-up 0.2 --rate 50"],
     "bench-long-transactions": ["ARGS=--reads 20 --rounds 1 --rows 1000"],
+    "bench-migration": ["ARGS=--instances 2000 --rounds 1"],
     "bench-own-runs": ["ARGS=--clients 50 --rate 50 --seconds 1 --profile 0.5"],
     "bench-waiters": ["ARGS=--waiters 10 --idle 1"],
     "bench-workers": ["ARGS=--workers 2 --rate 20 --seconds 1 --rounds 1 --connections 10"],

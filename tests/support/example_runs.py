@@ -8,20 +8,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.domain.run_state import RunKey
 from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
-from support.run_knowledge import NO_STATUS, RunKnowledge
+from support.run_knowledge import NO_STATUS, Index, RunKnowledge, index_of
 from support.streams import Frame, sse
 
 WEDNESDAY = 2
 PAGE = 100
 WAITS_FOR_INPUT = {"awaiting_input", "deferred"}
 """States of a task that waits for a person: of Airflow 3.3, and of 3.1 and 3.2."""
+
+LOOP_GATE = "LoopGateOperator"
 
 ANSWER_SECONDS = 3.0
 """Time that a person takes at least. Airflow 3.3 lets the task fail where the answer comes before its scheduler has
@@ -48,6 +50,19 @@ class ComparedRun:
 
     seconds: float = 0.0
     differences: list[str] = field(default_factory=list)
+
+
+class InstanceInAirflow(NamedTuple):
+    """A task instance, as Airflow's API has it."""
+
+    state: str | None
+    try_number: int
+    coordinates: dict[str, Any]
+    """Query parameters that name it, beside the task."""
+
+
+Instances = Mapping[str, Mapping[Index, InstanceInAirflow]]
+"""By task and index."""
 
 
 class ExampleRuns:
@@ -110,7 +125,7 @@ class ExampleRuns:
             instance = detail["task_instance"]
             path = f"{_path(run.key)}/taskInstances/{instance['task_id']}/{instance['map_index']}/hitlDetails"
             answer = {"chosen_options": detail["options"][:1], "params_input": _given_params(detail["params"])}
-            answered = await self._request("PATCH", path, json=answer)
+            answered = await self._request("PATCH", path, json=answer, params=_region_of(instance))
             # A request with a timeout and defaults may have its answer by now.
             if answered.status_code != httpx.codes.CONFLICT:
                 answered.raise_for_status()
@@ -124,9 +139,9 @@ class ExampleRuns:
         run.state = self._rest.get_run(*run.key)["state"]
         _expect(run, "the state of the run", known.run and known.run[0], run.state)
         tasks = self._read_tasks(run.key)
-        run.states = Counter(state or NO_STATUS for by_index in tasks.values() for state, _ in by_index.values())
+        run.states = Counter(one.state or NO_STATUS for by_index in tasks.values() for one in by_index.values())
         for task_id in sorted({*tasks, *known.tables.tasks}):
-            of_airflow = tasks.get(task_id, {})
+            of_airflow = {index: (one.state, one.try_number) for index, one in tasks.get(task_id, {}).items()}
             counts = Counter(state or NO_STATUS for state, _ in of_airflow.values())
             expected = counts if len(of_airflow) > MAX_LISTED_INSTANCES else of_airflow
             _expect(run, f"the instances of {task_id}", known.tables.tasks.get(task_id, {}), expected)
@@ -135,49 +150,57 @@ class ExampleRuns:
         received = (known.outcome or {}).get("results", {})
         _expect(run, "the results", received, _without(results, (known.outcome or {}).get("references", {})))
 
-    def _read_tasks(self, key: RunKey) -> dict[str, dict[int, tuple[str | None, int]]]:
-        """Return state and try number by task and map index."""
-        tasks: dict[str, dict[int, tuple[str | None, int]]] = {}
+    def _read_tasks(self, key: RunKey) -> Instances:
+        tasks: dict[str, dict[Index, InstanceInAirflow]] = {}
         offset, total = 0, 1
         while offset < total:
             page = self._get(f"{_path(key)}/taskInstances", limit=PAGE, offset=offset)
             for instance in page["task_instances"]:
-                of_task = tasks.setdefault(instance["task_id"], {})
-                of_task[instance["map_index"]] = instance["state"], instance["try_number"]
+                index = index_of({**instance, **(instance.get("loop_iteration") or {})})
+                tasks.setdefault(instance["task_id"], {})[index] = InstanceInAirflow(
+                    instance["state"],
+                    instance["try_number"],
+                    {"map_index": instance["map_index"], **_region_of(instance)},
+                )
             offset, total = offset + PAGE, page["total_entries"]
         return tasks
 
-    def _expected_outcome(
-        self, run: ComparedRun, tasks: Mapping[str, Mapping[int, tuple[str | None, int]]]
-    ) -> tuple[str, dict[str, Any]]:
+    def _expected_outcome(self, run: ComparedRun, tasks: Instances) -> tuple[str, dict[str, Any]]:
         """Return the outcome and the results, after `docs/protocol.md`, from Airflow's API alone."""
         native = self._rest.wait_at_airflow(*run.key).get("results")
         if native:
             return "result", native
-        leaves = self._leaves(run.key.dag_id)
-        if len(leaves) != 1:
+        answering = self._find_answering_tasks(run.key.dag_id)
+        if len(answering) != 1:
             return "none" if run.state == "success" else "failure", {}
-        leaf = leaves[0]
-        instances = tasks.get(leaf, {})
-        if instances and all(state == "success" for state, _ in instances.values()):
-            values = [self._read_value(run.key, leaf, index) for index in sorted(instances)]
-            return "result", {leaf: values[0] if -1 in instances else values}
+        task_id = answering[0]
+        instances = _last_iteration(tasks.get(task_id, {}))
+        if instances and all(one.state == "success" for one in instances.values()):
+            values = [self._read_value(run.key, task_id, instances[index]) for index in sorted(instances)]
+            return "result", {task_id: values[0] if -1 in instances else values}
         return "failure", {}
 
-    def _leaves(self, dag_id: str) -> list[str]:
-        """Return the tasks without tasks below, teardowns set aside."""
+    def _find_answering_tasks(self, dag_id: str) -> list[str]:
+        """Return the tasks without tasks below, teardowns set aside. The last task of a loop replaces its gate."""
         found = self._get(f"/dags/{dag_id}/tasks")["tasks"]
         # The API does not name teardowns; no other task has this rule.
         teardowns = {task["task_id"] for task in found if task["trigger_rule"] == "all_done_setup_success"}
-        return [
-            task["task_id"]
+        leaves = [
+            task
             for task in found
             if task["task_id"] not in teardowns and not set(task["downstream_task_ids"]) - teardowns
         ]
+        answering: list[str] = []
+        for leaf in leaves:
+            if leaf["operator_name"] == LOOP_GATE:
+                answering += [task["task_id"] for task in found if leaf["task_id"] in task["downstream_task_ids"]]
+            else:
+                answering.append(leaf["task_id"])
+        return answering
 
-    def _read_value(self, key: RunKey, task_id: str, map_index: int) -> Any:
+    def _read_value(self, key: RunKey, task_id: str, instance: InstanceInAirflow) -> Any:
         path = f"{_path(key)}/taskInstances/{task_id}/xcomEntries/return_value"
-        found = self._rest.request("GET", path, params={"map_index": map_index, "deserialize": False})
+        found = self._rest.request("GET", path, params={**instance.coordinates, "deserialize": False})
         return None if found.status_code == httpx.codes.NOT_FOUND else found.raise_for_status().json()["value"]
 
     def _get(self, path: str, **params: object) -> dict[str, Any]:
@@ -185,6 +208,18 @@ class ExampleRuns:
 
     async def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         return await asyncio.to_thread(self._rest.request, method, path, **arguments)
+
+
+def _last_iteration(instances: Mapping[Index, InstanceInAirflow]) -> dict[int, InstanceInAirflow]:
+    """Return the instances of a task by `map_index`; in a loop those of the last iteration."""
+    places = {index: index if isinstance(index, tuple) else (0, index) for index in instances}
+    last = max((iteration for iteration, _ in places.values()), default=0)
+    return {places[index][1]: one for index, one in instances.items() if places[index][0] == last}
+
+
+def _region_of(instance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the query parameters by which Airflow 3.4 distinguishes the iterations of a loop."""
+    return {name: instance[name] for name in ("region_id", "region_index") if instance.get(name) is not None}
 
 
 def _path(key: RunKey) -> str:

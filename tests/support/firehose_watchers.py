@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stream_server.domain.run_state import RunKey
-from support.run_knowledge import Instance, RunKnowledge, Tables
+from support.run_knowledge import RunKnowledge, Tables
 from support.run_watchers import StreamWatcher
 from support.stream_receivers import StreamRequest, Way
 from support.streams import Frame
@@ -24,9 +24,9 @@ class FirehoseKnowledge(RunKnowledge):
     is_incomplete: bool = False
     """Whether there may be instances that it does not know: a `reset` requires it to ask for them anew."""
 
-    def complete(self, instances: Mapping[Instance, tuple[str | None, int]]) -> None:
+    def complete(self, instances: Mapping[tuple[str, int], tuple[str | None, int]]) -> None:
         """Take up the answer to what it had to ask for anew."""
-        self.instances = {**instances}
+        self.instances = dict(instances.items())
         self.is_incomplete = False
 
     def _apply_reset(self, frame: Frame) -> None:
@@ -73,7 +73,7 @@ class FirehoseWatcher(StreamWatcher[FirehoseKnowledge]):
         """Numbers of its frames that have a cursor. The first frame of each stream has one."""
         return [number for number, one in enumerate(self.received) if one.cursor is not None]
 
-    async def knows(self, tables: Tables, instances: Mapping[Instance, tuple[str | None, int]]) -> None:
+    async def knows(self, tables: Tables, instances: Mapping[tuple[str, int], tuple[str | None, int]]) -> None:
         """Wait until it knows what Airflow's tables have."""
         await self._wait_until(lambda: self._knows(tables, instances), tables)
         if self.knowledge.is_incomplete:
@@ -99,7 +99,7 @@ class FirehoseWatcher(StreamWatcher[FirehoseKnowledge]):
         await self._wait_until(lambda: bool(self.received) and self.transitions == missed(), missed())
         assert self.frames[0]["type"] == "resumed"
 
-    def _knows(self, tables: Tables, instances: Mapping[Instance, tuple[str | None, int]]) -> bool:
+    def _knows(self, tables: Tables, instances: Mapping[tuple[str, int], tuple[str | None, int]]) -> bool:
         if not self.knowledge.is_incomplete:
             return self.knowledge.tables == tables
         return self.knowledge.run == tables.run and self.knowledge.instances.items() <= instances.items()

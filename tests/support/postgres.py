@@ -38,13 +38,16 @@ _clusters_with_journal: weakref.WeakSet[EmbeddedPostgres] = weakref.WeakSet()
 
 
 @contextmanager
-def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
-    """Run a cluster that is a copy of the template, in memory if there is room; tests copy its database ``airflow``.
+def running_postgres(
+    settings: Mapping[str, str] | None = None, *, in_memory: bool = True
+) -> Iterator[EmbeddedPostgres]:
+    """Run a cluster that is a copy of the template; tests copy its database ``airflow``.
 
     Args:
         settings: Server settings, in addition to those that make it fast.
+        in_memory: Whether it may be in memory, if there is room for a few small databases.
     """
-    directory = make_run_directory()
+    directory = make_run_directory() if in_memory else RunDirectory(DATA_DIR)
     server = EmbeddedPostgres(
         directory.postgres, settings={**FAST, **(settings or {})}, log=directory.logs / "postgresql.log"
     )
