@@ -39,8 +39,9 @@ the connection ends; the connection then closes the subscription.
 
 Tasks. Everything runs in one event loop, and whatever must not be interrupted is not async: a dispatch runs to its end
 before a client can subscribe. The exception is the prediction of a large run, which is updated in steps: batches of
-that run wait meanwhile, and so do clients that join. There is no task for a subscription. The only tasks are those of
-`WatchedRuns`: at most one load, one fetch of return values and one update for each watched run. They end by themselves,
-and are cancelled when the last subscription of the run is closed or when the hub is closed. A read that PostgreSQL does
-not answer is repeated until it succeeds; a read that was started before a resync is ignored.
+that run wait meanwhile, and so do clients that join. The frames of a long history are made in a thread (`resuming.py`).
+There is no task for a subscription. The only tasks are those of `WatchedRuns`: at most one load, one fetch of return
+values and one update for each watched run. They end by themselves, and are cancelled when the last subscription of the
+run is closed or when the hub is closed. A read that PostgreSQL does not answer is repeated until it succeeds; a read
+that was started before a resync is ignored.
 """

@@ -21,8 +21,9 @@ from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import Draining, JournalUnreachable, Unavailable
 from stream_server.hub.filters import Filter, ReadPermissions
-from stream_server.hub.firehose import Firehose, replay, required_resources, reset_wires
+from stream_server.hub.firehose import Firehose
 from stream_server.hub.observer import HubObserver, HubStatistics, MultiplexConnection
+from stream_server.hub.resuming import encode_replay, replay_firehose
 from stream_server.hub.subscriber_group import SubscriberGroup
 from stream_server.hub.subscription import QueueTotals, Subscription
 from stream_server.hub.watched_runs import RunSource, WatchedRun, WatchedRuns
@@ -229,7 +230,9 @@ class Hub:
         self._notify_subscribed()
         try:
             if resume_from is not None:
-                wires = await self._replay_firehose(wanted, resume_from, position, reason, permissions)
+                wires = await replay_firehose(
+                    self._source, wanted, resume_from, position, reason, permissions=permissions
+                )
                 subscription.prepend(wires)
         except BaseException:
             subscription.close()
@@ -276,14 +279,13 @@ class Hub:
         group, position = self._join_feed(watched, options, subscription, token)
         try:
             history = await self._source.read_history(feed.key, token.position)
+            wires = None
+            if history is not None and feed.run_state is not None:
+                gap = Gap(token, position, history)
+                wires = await encode_replay(feed.replay, history, group, gap, before_creation=before_creation)
             if feed.run_state is None:
                 # The feed is being loaded again. The client gets a `reset` and a snapshot when it is.
                 return subscription
-            wires = (
-                None
-                if history is None
-                else feed.replay(group, Gap(token, position, history), before_creation=before_creation)
-            )
         except BaseException:
             self._leave_feed(watched, subscription)
             raise
@@ -295,25 +297,6 @@ class Hub:
             return self._subscribe_fresh(watched, options, explain_reset(history))
         subscription.prepend(wires)
         return subscription
-
-    async def _replay_firehose(
-        self,
-        wanted: Filter,
-        resume_from: ResumePoint,
-        position: JournalPosition,
-        reason: ResetReason | None,
-        permissions: ReadPermissions | None,
-    ) -> list[Wire]:
-        if resume_from.token is None or reason is not None:
-            return reset_wires(reason or "cursor_damaged", position)
-        history = await self._source.read_history(None, resume_from.token.position, output=wanted.wants_output)
-        if history is None:
-            return reset_wires("cursor_expired", position)
-        gap = Gap(resume_from.token, position, history)
-        readable = None
-        if permissions is not None:
-            readable = await permissions.filter_readable(required_resources(wanted, gap.rows))
-        return replay(wanted, gap, readable)
 
     async def _find_reset_reason(self, token: ResumeToken | None) -> ResetReason | None:
         """Return why a client can't resume at a token; `None` if it can."""

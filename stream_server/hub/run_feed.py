@@ -225,13 +225,18 @@ class RunFeed:
     def replay(self, group: SubscriberGroup, gap: Gap, *, before_creation: bool) -> list[Wire] | None:
         """Return what a client has missed; `None` if something that it has been sent was retracted meanwhile.
 
+        Also `None` while the run is being loaded again. A thread may call this: nothing is changed, and the state is
+        only asked for single instances, which may be newer than the gap.
+
         Args:
             group: The group of the client.
             gap: What to replay. Later rows follow live.
             before_creation: Whether the run did not exist at the client's token.
         """
-        assert self.run_state is not None, "the feed has started"
-        frames = replay_run(self.run_state, group.options, gap, before_creation=before_creation)
+        run = self.run_state
+        if run is None:
+            return None
+        frames = replay_run(run, group.options, gap, before_creation=before_creation)
         if frames is None:
             return None
         # The outcome is not part of a replay: the token keeps what the client had been sent before.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.domain.outcome import ReturnValues, WatchOptions
+from stream_server.domain.replay import replay_run
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition
+from stream_server.hub import firehose, resuming, run_feed
+from stream_server.hub.filters import Filter
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
@@ -306,4 +310,83 @@ async def test_clients_that_know_a_result_share_frames_with_later_ones_once_thes
     resumed, late = replicas.clients
     assert (resumed.frames, late.frames) == (["resumed", "task"], ["snapshot", "result", "task"])
     assert resumed.tokens[-1][0] == late.tokens[-1][0]
+    await replicas.close()
+
+
+WITHIN_SECONDS = 10.0
+
+
+class EventLoopCheck:
+    """Waits in a function until the event loop has gone on: for ever, if the event loop calls the function."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.calls = 0
+        self.on_call: Callable[[], object] = lambda: None
+        """Called in the event loop at each call."""
+
+    def wrap(self, function: Any) -> Any:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            goes_on = threading.Event()
+            self._loop.call_soon_threadsafe(self.on_call)
+            self._loop.call_soon_threadsafe(goes_on.set)
+            assert goes_on.wait(WITHIN_SECONDS), "the event loop waits for this call"
+            return function(*args, **kwargs)
+
+        return checked
+
+
+@pytest.fixture
+async def frames_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> EventLoopCheck:
+    """Have each history be too long for the event loop."""
+    check = EventLoopCheck(asyncio.get_running_loop())
+    monkeypatch.setattr(resuming, "ROWS_AT_ONCE", 0)
+    monkeypatch.setattr(run_feed, "replay_run", check.wrap(replay_run))
+    monkeypatch.setattr(resuming, "replay", check.wrap(firehose.replay))
+    return check
+
+
+async def _resume(replicas: Replicas, options: WatchOptions | Filter) -> Subscription:
+    """Resume at the beginning of the history, and return once all that was missed is queued."""
+    hub, source = replicas.hubs[0], replicas.sources[0]
+    first = ResumePoint(ResumeToken(hub.cursor))
+    replicas.history.set_task("ask", "running")
+    replicas.history.set_task("ask", "success")
+    replicas.read()
+    subscribing = asyncio.create_task(
+        hub.subscribe_firehose(options, resume_from=first)
+        if isinstance(options, Filter)
+        else hub.subscribe(KEY, options, resume_from=first)
+    )
+    await replicas.settle()
+    source.return_histories()
+    return await asyncio.wait_for(subscribing, WITHIN_SECONDS)
+
+
+@pytest.mark.parametrize("options", [WatchOptions(until="run"), Filter()], ids=["run", "firehose"])
+async def test_the_event_loop_goes_on_while_many_rows_become_frames(
+    frames_in_a_thread: EventLoopCheck, options: WatchOptions | Filter
+) -> None:
+    replicas = Replicas(History(), WatchOptions(until="run"))
+    await replicas.settle()
+    subscription = await _resume(replicas, options)
+    assert types([wire.frame for wire in subscription.take()])[:3] == ["resumed", "task", "task"]
+    assert frames_in_a_thread.calls == 1
+    subscription.close()
+    await replicas.close()
+
+
+async def test_a_run_that_is_loaded_again_while_rows_become_frames_sends_a_reset(
+    frames_in_a_thread: EventLoopCheck,
+) -> None:
+    replicas = Replicas(History(), WatchOptions(until="run"))
+    await replicas.settle()
+    hub = replicas.hubs[0]
+    frames_in_a_thread.on_call = lambda: hub.resync(hub.cursor, "transitions_lost")
+    subscription = await _resume(replicas, WatchOptions(until="run"))
+    await replicas.settle()
+    assert types([wire.frame for wire in subscription.take()])[-2:] == ["reset", "snapshot"]
+    assert frames_in_a_thread.calls == 1
+    subscription.close()
     await replicas.close()
