@@ -2,8 +2,8 @@
 
 Each SSE client watches its own run, and a transition of one run after the other is committed at a steady rate. The
 server has the first core; PostgreSQL, the writer and the clients have the others. Latencies are from the commit, as the
-writer learns of it, to the frame at the client. A second, short load shows which stage the server's CPU time goes to:
-measuring it has a cost of its own, so only the shares are from there.
+writer learns of it, to the frame at the client. A second, short load shows which stages take the CPU time of the
+server, and how much of each latency is its own: measuring has a cost, so only the shares are from there.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _running_server(url: str, directory: RunDirectory, core: int) -> Iterator[St
             **server_environment(),
             **{f"{ENV_PREFIX}{name.upper()}": NO_LIMIT for name in LIMITS},
             "PYTHONPATH": root,
-            FILE_VARIABLE: str(_stages_file(directory)),
+            FILE_VARIABLE: str(_record_file(directory)),
         },
     )
     try:
@@ -140,8 +140,8 @@ def _running_server(url: str, directory: RunDirectory, core: int) -> Iterator[St
         server.stop()
 
 
-def _stages_file(directory: RunDirectory) -> Path:
-    return directory.logs / "stages.json"
+def _record_file(directory: RunDirectory) -> Path:
+    return directory.logs / "record.json"
 
 
 def _measure(
@@ -164,12 +164,13 @@ def _measure(
             seconds = generator.request("connect", clients, clients, within=CONNECT_SECONDS)
             load = _Load(url, server.child.pid, generator, writer, instances)
             print(f"{options.rate:g} transitions/s", file=sys.stderr, flush=True)
-            figures = load.run(options.rate, options.seconds)
-            print("the same with times of the stages", file=sys.stderr, flush=True)
-            load.run(options.rate, options.profile, with_stages=True)
-            stages = _read_stages(_stages_file(directory))
+            figures, _ = load.run(options.rate, options.seconds)
+            print("the same, measured within the server", file=sys.stderr, flush=True)
+            profiled, acked = load.run(options.rate, options.profile, is_recorded=True)
+            record = _read_record(_record_file(directory))
     finally:
         generator.close()
+    stages = record["stages"]
     used = sum(stages.values())
     figures |= {"connects_per_s": round(clients / seconds)}
     return {
@@ -181,8 +182,27 @@ def _measure(
         "stages_us_per_transition": {
             stage: round(stages[stage] / used * figures["server_us_per_transition"], 1) for stage in STAGES
         },
+        "latency_ms": {**_split_latencies(record, acked), "p50": profiled["p50_ms"], "p99": profiled["p99_ms"]},
         "misses": _misses(figures, options.rate),
     }
+
+
+def _split_latencies(record: dict[str, Any], acked: dict[int, float]) -> dict[str, float]:
+    """Return parts of the latencies in milliseconds: from the commit up to the read, and up to the write."""
+    parts: dict[str, float] = {}
+    for moment in ("read", "written"):
+        at = {int(number): value for number, value in record[moment].items()}
+        delays = sorted(1000 * (at[number] - acked[number]) for number in acked if number in at)
+        parts |= {f"{moment}_p50": percentile(delays, 0.5), f"{moment}_p99": percentile(delays, 0.99)}
+    reads = sorted(1000 * took for took, _ in record["reads"])
+    parts |= {
+        "query_p50": percentile(reads, 0.5),
+        "query_p99": percentile(reads, 0.99),
+        "longest_collection": 1000 * max([0.0, *record["collections"]]),
+        "waited_for_core": 1000 * record["waited_for_core"],
+        "transitions_per_read": statistics.mean(count for _, count in record["reads"]),
+    }
+    return {name: round(value, 2) for name, value in parts.items()}
 
 
 class _Load:
@@ -203,13 +223,13 @@ class _Load:
         self._generator, self._writer, self._instances = generator, writer, instances
         self._first = 0
 
-    def run(self, rate: float, seconds: float, *, with_stages: bool = False) -> dict[str, Any]:
-        """Write transitions, and return the figures of what the clients read.
+    def run(self, rate: float, seconds: float, *, is_recorded: bool = False) -> tuple[dict[str, Any], dict[int, float]]:
+        """Write transitions; return the figures of what the clients read, and when each commit was acknowledged.
 
         Args:
             rate: Transitions per second.
             seconds: Length of the load.
-            with_stages: Whether the server measures its stages meanwhile.
+            is_recorded: Whether the server measures itself meanwhile.
         """
         warm_up = CONNECTIONS + round(rate * WARM_UP_SECONDS)
         count = warm_up + max(2, round(rate * seconds))
@@ -225,11 +245,11 @@ class _Load:
             first=first,
             rate=rate,
             count=count,
-            with_stages=with_stages,
+            is_recorded=is_recorded,
         ).result()
         sent = {commit.number: commit.acked for commit in commits}
         read: ReadResult = self._generator.request("collect", sent, clients, 0.0, first + warm_up - 1)
-        return {
+        figures = {
             "p50_ms": round(percentile(read.latencies, 0.5), 2),
             "p99_ms": round(percentile(read.latencies, 0.99), 2),
             "max_ms": round(read.latencies[-1], 2),
@@ -240,30 +260,31 @@ class _Load:
             "lost": read.lost,
             "doubled": read.doubled,
         }
+        return figures, {number: at for number, at in sent.items() if number >= first + warm_up}
 
 
 def _write(
-    url: str, server: int, instances: Sequence[UUID], *, first: int, rate: float, count: int, with_stages: bool
+    url: str, server: int, instances: Sequence[UUID], *, first: int, rate: float, count: int, is_recorded: bool
 ) -> tuple[list[Commit], float]:
     """Write transitions; return them, and the seconds of the server's CPU meanwhile. Called in the writer's process."""
-    if with_stages:
+    if is_recorded:
         os.kill(server, signal.SIGUSR1)
     before = cpu_seconds(server)
     commits = uvloop.run(write_transitions(url, list(instances), first=first, rate=rate, count=count))
     used = cpu_seconds(server) - before
-    if with_stages:
+    if is_recorded:
         os.kill(server, signal.SIGUSR2)
     return commits, used
 
 
-def _read_stages(path: Path) -> dict[str, float]:
+def _read_record(path: Path) -> dict[str, Any]:
     deadline = time.monotonic() + FILE_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
-            raise BenchmarkError("The server has not written the times of its stages")
+            raise BenchmarkError("The server has not written what it has measured")
         time.sleep(0.05)
-    stages: dict[str, float] = json.loads(path.read_text())
-    return stages
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
 
 
 def _misses(figures: dict[str, Any], rate: float) -> list[str]:
