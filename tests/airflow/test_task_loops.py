@@ -176,12 +176,14 @@ async def test_each_iteration_asks_and_is_answered(stack: DemoStack, airflow: Ai
                     stack.server_url, *key, frame["task_id"], ["Approve"], **instance, token=airflow.token
                 )
                 assert (given["iteration"], given["chosen_options"]) == (frame["iteration"], ["Approve"])
-    asked = {
+    requested = {
         (frame["iteration"], frame["try_number"], frame["asked_at"]) for frame in frames if frame["type"] == "input"
     }
     answered = [frame for frame in frames if frame["type"] == "input_answered"]
-    assert sorted((frame["iteration"], frame["try_number"], frame["asked_at"]) for frame in answered) == sorted(asked)
-    assert [iteration for iteration, *_ in sorted(asked)] == [0, 1]
+    assert sorted((frame["iteration"], frame["try_number"], frame["asked_at"]) for frame in answered) == sorted(
+        requested
+    )
+    assert [iteration for iteration, *_ in sorted(requested)] == [0, 1]
     assert frames[-1]["state"] == "success"
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         later = await events.rest(RUN_SECONDS)
