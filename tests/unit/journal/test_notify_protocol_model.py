@@ -7,6 +7,7 @@ first becomes visible, then releases its locks, and then sends its notification 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -94,23 +95,36 @@ def sort_writers(world: World) -> World:
 
 
 def steps(rules: Rules, world: World) -> Iterator[World]:
+    is_any_tail_idle = any(tail.holds_lock for tail in world.tails)
+    is_any_writer_locked = any(writer.holds_lock for writer in world.writers)
+    visible = frozenset(number for number, writer in enumerate(world.writers) if writer.visible)
     return chain(
         (
             with_writer(world, number, after)
             for number, writer in enumerate(world.writers)
-            for after in writer_steps(rules, writer, world)
+            for after in all_writer_steps(rules, writer, is_any_tail_idle)
         ),
         (notify_tails(world, number) for number, writer in enumerate(world.writers) if writer.at == "released"),
         (
             world._replace(tails=replaced(world.tails, number, after))
             for number, tail in enumerate(world.tails)
-            for after in tail_steps(rules, tail, world)
+            for after in all_tail_steps(rules, tail, visible, is_any_writer_locked)
         ),
     )
 
 
-def writer_steps(rules: Rules, writer: Writer, world: World) -> Iterator[Writer]:
-    is_any_tail_idle = any(tail.holds_lock for tail in world.tails)
+# Few pairs of a writer or a tail and what matters of the rest occur, in a hundred thousand worlds.
+@functools.cache
+def all_writer_steps(rules: Rules, writer: Writer, is_any_tail_idle: bool) -> tuple[Writer, ...]:
+    return tuple(writer_steps(rules, writer, is_any_tail_idle))
+
+
+@functools.cache
+def all_tail_steps(rules: Rules, tail: Tail, visible: frozenset[int], is_any_writer_locked: bool) -> tuple[Tail, ...]:
+    return tuple(tail_steps(rules, tail, visible, is_any_writer_locked))
+
+
+def writer_steps(rules: Rules, writer: Writer, is_any_tail_idle: bool) -> Iterator[Writer]:
     if writer.at == "written":
         yield writer._replace(at="decided", notifies=True) if is_any_tail_idle else writer._replace(at="tried")
     elif writer.at == "tried":
@@ -134,8 +148,8 @@ def notify_tails(world: World, number: int) -> World:
     return done._replace(tails=tuple(tail._replace(is_woken=True) for tail in done.tails)) if writer.notifies else done
 
 
-def tail_steps(rules: Rules, tail: Tail, world: World) -> Iterator[Tail]:
-    read = tail._replace(seen=frozenset(number for number, writer in enumerate(world.writers) if writer.visible))
+def tail_steps(rules: Rules, tail: Tail, visible: frozenset[int], is_any_writer_locked: bool) -> Iterator[Tail]:
+    read = tail._replace(seen=visible)
     if tail.may_crash:
         # It reconnects. Its lock is gone, and so are notifications that it has not handled.
         yield Tail(seen=tail.seen, may_wake_up=tail.may_wake_up, may_crash=tail.may_crash - 1)
@@ -148,7 +162,7 @@ def tail_steps(rules: Rules, tail: Tail, world: World) -> Iterator[Tail]:
     elif tail.at == "takes lock":
         yield tail._replace(at="settling", holds_lock=True)
     elif tail.at == "settling":
-        if not (rules.wait_for_writers and any(writer.holds_lock for writer in world.writers)):
+        if not (rules.wait_for_writers and is_any_writer_locked):
             yield tail._replace(
                 at="last read" if rules.read_once_more else "idle", holds_lock=rules.take_consumer_lock_first
             )
