@@ -1,4 +1,4 @@
-"""Runs test tiers, three at a time: `python tests/support/tiers.py [--fast | --unit] [ARGUMENT ...]`.
+"""Runs test tiers, four at a time: `python tests/support/tiers.py [--fast | --unit] [ARGUMENT ...]`.
 
 The arguments are those of pytest.
 
@@ -28,8 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = (sys.executable, "-m", "pytest")
-LANES = 3
-"""More than the cores of a small machine: most tests wait for other processes."""
+LANES = 4
+"""More than the cores of a small machine: most tests wait. With three tiers at a time, two cores idle a sixth of it."""
 
 FAST = (
     *("auth", "auth_streams", "auth_websocket", "cors", "idempotency", "limits", "lists", "many_runs", "pages"),
@@ -108,8 +108,9 @@ class Tier:
 def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]:
     """Return the tiers in the order in which they start.
 
-    `web` builds the TypeScript client, which `integration` uses later. `airflow` and `browser` share an Airflow.
-    The longest tiers are first.
+    `web` builds the TypeScript client. The first tier that uses it, `integration, 1`, starts when `web`, the shortest
+    of the first lanes, has ended. `airflow` and `browser` share an Airflow. Otherwise, the longest tiers are first, and
+    the shortest, which wait for nothing, last: all cores work until the end.
     """
 
     def others(directory: str, listed: list[str]) -> list[str]:
@@ -127,18 +128,19 @@ def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]
     if selection == "--unit":
         return units
     if selection == "--fast":
-        return [pytest("integration, fast", *steady), *units]
+        return [*(pytest(f"integration, fast, {part}", *steady[part - 1 :: 2]) for part in (1, 2)), *units]
     own = [f"airflow/test_{name}.py" for name in OWN_AIRFLOW]
+    rest = others("integration", steady + faults)
     return [
         Tier("web", ("make", "--no-print-directory", "test-web")),
         pytest("airflow, browser", *others("airflow", own), "browser"),
-        pytest("faults", *faults),
-        pytest("integration", *others("integration", steady + faults)),
         pytest("matrix", "matrix"),
-        pytest("demo, outcome", *own),
-        *_make_next_airflow_tiers(arguments),
+        pytest("faults", *faults),
+        *(pytest(f"integration, {part}", *rest[part - 1 :: 2]) for part in (1, 2)),
         pytest("smoke", "smoke"),
         pytest("integration, fast", *steady),
+        *_make_next_airflow_tiers(arguments),
+        pytest("demo, outcome", *own),
         *units,
     ]
 
@@ -216,7 +218,7 @@ def main(arguments: list[str]) -> int:
     failed = [tier for tier in todo if tier.is_failed]
     for tier in failed:
         _print(_title(tier) + tier.output)
-    _print(*(tier.describe() for tier in todo), f"{'all':<20}{time.monotonic() - began:>7.0f} s")
+    _print(*(tier.describe() for tier in todo), _describe_total(todo, time.monotonic() - began))
     if failed:
         _print(f"Failed: {'; '.join(tier.name for tier in failed)}")
         return failed[0].exit_code or 1
@@ -224,6 +226,14 @@ def main(arguments: list[str]) -> int:
         _print("No test matches the arguments")
         return NO_TESTS
     return 0
+
+
+def _describe_total(tiers: list[Tier], seconds: float) -> str:
+    """Return the last line of the table, with the share of the time that the cores worked for the tiers."""
+    cpu_seconds, cores = sum(tier.cpu_seconds for tier in tiers), os.cpu_count() or 1
+    return (
+        f"{'all':<20}{seconds:>7.0f} s{cpu_seconds:>7.0f} s CPU   {cpu_seconds / seconds / cores:.0%} of {cores} cores"
+    )
 
 
 def _title(tier: Tier) -> str:
