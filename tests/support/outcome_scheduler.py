@@ -29,6 +29,14 @@ InstanceKey = tuple[str, int]
 _ORDER = (TaskInstance.task_id, TaskInstance.map_index)
 """The newest iteration of a task in a loop is the last one: its number is where others have the `map_index`."""
 
+_INDEX = "region_index" if outcome_airflow.HAS_ROW_PER_TRY else "map_index"
+_IS_CURRENT = "working_set" if outcome_airflow.HAS_ROW_PER_TRY else "true"
+_ROWS = (
+    f"SELECT task_id, {_INDEX}, state, try_number, end_date IS NOT NULL FROM task_instance WHERE {_IS_CURRENT}"
+    f" ORDER BY task_id, {_INDEX}"
+)
+"""As text: it is read at each moment, and SQLAlchemy would spend most of the time on its own objects."""
+
 
 class Row(NamedTuple):
     """A task instance in the database."""
@@ -137,17 +145,11 @@ class Run:
 
     def rows(self) -> dict[InstanceKey, Row]:
         """Return all task instances in the database."""
-        columns = select(
-            TaskInstance.task_id,
-            TaskInstance.map_index,
-            TaskInstance.state,
-            TaskInstance.try_number,
-            TaskInstance.end_date.is_not(None),
-        ).where(TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == "run", *outcome_airflow.CURRENT)
+        self._session.flush()
         rows: dict[InstanceKey, Row] = {}
-        for task_id, map_index, state, try_number, dated in self._session.execute(columns.order_by(*_ORDER)):
+        for task_id, map_index, state, try_number, dated in self._session.connection().exec_driver_sql(_ROWS):
             iteration = map_index if task_id in self._looped else None
-            row = Row(None if state is None else str(getattr(state, "value", state)), try_number, dated, iteration)
+            row = Row(state, try_number, bool(dated), iteration)
             rows[task_id, -1 if task_id in self._looped else map_index] = row
         return rows
 

@@ -313,20 +313,34 @@ def measure_failure_timing(case: Case, field: SchedulerDatabase, simulated: Simu
     """
     reported_at = simulated.first_reported_at(option)
     before = (len(simulated.moments) if reported_at is None else reported_at) - 1
-    if before < 0 or _result_is_possible(case, field, option, before):
+    if before < 0 or _result_is_possible(case, field, simulated, option, before):
         return FailureTiming.AT_ONCE
-    return FailureTiming.LATE if before > 0 and _result_is_possible(case, field, option, 0) else FailureTiming.HOPELESS
+    return (
+        FailureTiming.LATE
+        if before > 0 and _result_is_possible(case, field, simulated, option, 0)
+        else FailureTiming.HOPELESS
+    )
 
 
-def _result_is_possible(case: Case, field: SchedulerDatabase, option: str, until: int) -> bool:
+def _result_is_possible(case: Case, field: SchedulerDatabase, simulated: SimulatedRun, option: str, until: int) -> bool:
+    # A behaviour that only concerns a task that has ended gives the run that it gives without this task.
+    open_tasks = [task_id for task_id in case.graph.tasks if not _has_ended(case, simulated.moments[until], task_id)]
     others = [
-        *(WorkerBehaviour(failing=task_id) for task_id in case.graph.tasks),
-        *(WorkerBehaviour(0.95, skipping=task_id) for task_id in case.graph.tasks),
+        *(WorkerBehaviour(failing=task_id) for task_id in open_tasks),
+        WorkerBehaviour(0.95),
+        *(WorkerBehaviour(0.95, skipping=task_id) for task_id in open_tasks),
         *(WorkerBehaviour(eager, 0.3, 0.3, 0.0, decide=case.branching) for eager in (0.2, 0.4, 0.6, 0.8)),
     ]
     return any(
         _has_result(simulate(case, field, until=until, then=then), option) for then in (WorkerBehaviour(), *others)
     )
+
+
+def _has_ended(case: Case, moment: Moment, task_id: str) -> bool:
+    """Whether no instance of a task can run any more."""
+    if case.graph.loop_of(task_id) is not None:
+        return False
+    return all(row.state in ENDS for (name, _), row in moment.rows.items() if name == task_id)
 
 
 def _has_result(simulated: SimulatedRun, option: str) -> bool:

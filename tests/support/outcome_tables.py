@@ -115,45 +115,44 @@ class Tables(NamedTuple):
     """The newest version of the DAG that the run has taken up."""
 
 
+_INSTANCE: Any = AirflowInstance.__table__
+_XCOM: Any = XComModel.__table__
+_VERSION: Any = DagVersion.__table__
+
+_RUN = select(*(DagRun.__table__.c[name] for name in ("state", "clear_number", "queued_at", "start_date", "end_date")))
+
+_INSTANCES = (
+    select(
+        *(
+            _INSTANCE.c[name]
+            for name in ("task_id", "map_index", "state", "try_number", "start_date", "end_date", "dag_version_id")
+        ),
+        _XCOM.c.timestamp,
+        _XCOM.c.value,
+        _XCOM.c.dag_result,
+        _VERSION.c.version_number,
+    )
+    .outerjoin(
+        _XCOM,
+        and_(
+            *(_XCOM.c[name] == _INSTANCE.c[name] for name in ("dag_id", "run_id", "task_id", "map_index")),
+            _XCOM.c.key == RETURN_VALUE_KEY,
+        ),
+    )
+    .outerjoin(_VERSION, _VERSION.c.id == _INSTANCE.c.dag_version_id)
+    .order_by(_INSTANCE.c.task_id, _INSTANCE.c.map_index)
+)
+"""Made once, and of tables, not of classes: SQLAlchemy needs most of the time to make them."""
+
+
 def read_tables(session: Session) -> Tables:
     """Return the run."""
     session.flush()
-    run = session.execute(
-        select(DagRun.state, DagRun.clear_number, DagRun.queued_at, DagRun.start_date, DagRun.end_date).where(
-            DagRun.dag_id == DAG_ID, DagRun.run_id == "run"
-        )
-    ).one()
-    columns = (
-        select(
-            AirflowInstance.task_id,
-            AirflowInstance.map_index,
-            AirflowInstance.state,
-            AirflowInstance.try_number,
-            AirflowInstance.start_date,
-            AirflowInstance.end_date,
-            AirflowInstance.dag_version_id,
-            XComModel.timestamp,
-            XComModel.value,
-            XComModel.dag_result,
-            DagVersion.version_number,
-        )
-        .outerjoin(
-            XComModel,
-            and_(
-                XComModel.dag_id == AirflowInstance.dag_id,
-                XComModel.run_id == AirflowInstance.run_id,
-                XComModel.task_id == AirflowInstance.task_id,
-                XComModel.map_index == AirflowInstance.map_index,
-                XComModel.key == RETURN_VALUE_KEY,
-            ),
-        )
-        .outerjoin(DagVersion, DagVersion.id == AirflowInstance.dag_version_id)
-        .where(AirflowInstance.dag_id == DAG_ID, AirflowInstance.run_id == "run")
-        .order_by(AirflowInstance.task_id, AirflowInstance.map_index)
-    )
+    connection = session.connection()
+    run = connection.execute(_RUN).one()
     instances: dict[tuple[str, int], InstanceRow] = {}
     newest: tuple[int, UUID | None] = (0, None)
-    for task_id, map_index, state, *rest, number in session.execute(columns):
+    for task_id, map_index, state, *rest, number in connection.execute(_INSTANCES):
         name = None if state is None else str(getattr(state, "value", state))
         instances[task_id, map_index] = InstanceRow(name, *rest)
         newest = max(newest, (number or 0, instances[task_id, map_index].version), key=lambda one: one[0])
