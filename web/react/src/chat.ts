@@ -65,7 +65,8 @@ export class Chat {
   /** Ask the last question again if it was not answered. If only its stream failed, continue with the same run. */
   readonly retry = (): void => {
     const last = this.#turns.at(-1)
-    if (last === undefined || last.status === "answered" || isOpen(last)) return
+    const isAnswered = last?.status === "answered" && last.problem === null
+    if (last === undefined || isAnswered || isOpen(last)) return
     const continued = last.lost ? { ...createTurn(last.id, last.question), runId: last.runId } : null
     this.#setTurns([...this.#turns.slice(0, -1), ...(continued ? [continued] : [])])
     if (continued) this.#openStream(this.#turns.length - 1)

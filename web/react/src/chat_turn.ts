@@ -9,7 +9,7 @@ import type { Outcome, RunStatus, RunView, StreamState } from "airflow-stream-cl
  *   asking      the run emits text                       answering
  *   asking,     result                                   answered
  *   answering   failure of the run                       failed
- *               the run ends without a result            answered if it has emitted text, else failed
+ *               the run ends without a result            answered, and `problem` is the reason
  *               the stream fails                         failed, and `lost`
  *               `stop`                                   stopped
  *   failed,     `retry`                                  asking: the same run if `lost`, else another run
@@ -21,7 +21,7 @@ export interface ChatTurn {
   /** The text so far. */
   readonly answer: string
   readonly status: "asking" | "answering" | "answered" | "failed" | "stopped"
-  /** Why there is no answer, as a text for users. */
+  /** Why there is no answer, as a text for users. A run that ends without a result has not failed. */
   readonly problem: string | null
   /** Whether the stream failed and not the run. `retry` then continues with the same run. */
   readonly lost: boolean
@@ -75,8 +75,9 @@ export function answerOf(
   if (outcome.kind === "failure") {
     return { answer: text, status: "failed", problem: describeFailure(outcome), progress: null }
   }
-  if (outcome.kind === "none")
-    return { answer: text, status: text ? "answered" : "failed", problem: describeMissingOutcome(outcome) }
+  if (outcome.kind === "none") {
+    return { answer: text, status: "answered", problem: describeMissingOutcome(outcome), progress: null }
+  }
   if (state === "failed") return { answer: text, status: "failed", problem: error?.message ?? "", lost: true }
   return { answer: text, status: text ? "answering" : "asking", progress: progress.at(-1) ?? null }
 }

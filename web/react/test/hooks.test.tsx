@@ -243,6 +243,28 @@ test("useDagRunChat reports a failure, and asks again", async () => {
   await page.unmount()
 })
 
+test.each([
+  ["no_result_task", null, "The run has ended without a result: the DAG has no result task."],
+  ["task_skipped", "answer", "The run has ended without a result: task answer was skipped."],
+  ["run_ended", null, "The run has ended before its result tasks had a value."],
+])("useDagRunChat reports no failure for a run that ends without a result: %s", async (reason, task_id, problem) => {
+  const none = { ...end("none"), reason, ...(task_id && { task_id }) }
+  const stream = toEventStream([withCursor("c1", snapshot()), progress(1, 0, 0.5, "searching"), withCursor("c2", none)])
+  const answered = toEventStream([
+    withCursor("c1", snapshot()),
+    withCursor("c2", result("Now")),
+    withCursor("c3", end()),
+  ])
+  const { client } = await createClientFor(respondToTrigger(stream), respondToTrigger(answered))
+  const page = await renderStrict(<Chat client={client} />)
+  await act(async () => chat.send("Why?"))
+  await page.until(`[Why?] answered:  (${problem})`)
+  expect(chat.busy).toBe(false)
+  await act(async () => chat.retry())
+  await page.until("[Why?] answered: Now ()")
+  await page.unmount()
+})
+
 test("useDagRunChat continues with the same run after a sign-in", async () => {
   const half = toEventStream([withCursor("c1", snapshot()), withCursor("c2", chunk(1, 0, "Because "))])
   const { client, server } = await createClientFor(
