@@ -27,6 +27,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -36,17 +37,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from packaging.version import Version
-
 from support.outcome_clock import CLOCK
+from support.outcome_kinds import HAS_LOOPS, PREFIX, count_kinds, find_missing_kinds
 
 if TYPE_CHECKING:
     from support.outcome_scheduler import SchedulerDatabase
 
-HAS_HISTORIES = Version(version("apache-airflow")).release < (3, 4)
+HAS_HISTORIES = not HAS_LOOPS
 """Whether histories can be played. They write the tables that Airflow has up to 3.3."""
 
 KINDS = ("predictions", "histories") if HAS_HISTORIES else ("predictions",)
@@ -145,11 +144,14 @@ def check(seed: str, kinds: Sequence[str], numbers: range) -> CheckReport:
 
 
 def _check_history(seed: str, figures: Counter[str], remarks: list[str]) -> None:
-    from support.outcome_histories import HistoryCase, play_history  # noqa: PLC0415
+    from support.outcome_cases import HistoryCase  # noqa: PLC0415
+    from support.outcome_histories import play_history  # noqa: PLC0415
 
     history = play_history(HistoryCase(seed), scheduler_database())
     figures.update(cases=1, histories=1)
-    figures.update({f"history {name}": count for name, count in history.figures.items()})
+    figures.update(
+        {name if name.startswith(PREFIX) else f"history {name}": count for name, count in history.figures.items()}
+    )
     if history.faults:
         figures["wrong"] += 1
         remarks.append(f"wrong {seed}: {history.faults[0]}")
@@ -161,12 +163,14 @@ def _check_predictions(seed: str, figures: Counter[str], remarks: list[str]) -> 
         FailureTiming,
         failed_options,
         find_faults,
+        find_kinds,
         measure_failure_timing,
         simulate,
     )
 
     case = Case(seed)
     simulated = simulate(case, scheduler_database())
+    figures.update(find_kinds(case, simulated))
     figures["looped"] += any(case.graph.loop_of(task_id) is not None for task_id in case.graph.tasks)
     figures.update(
         cases=1, plain=not case.branching, moments=len(simulated.moments), instances=len(simulated.moments[-1].rows)
@@ -190,7 +194,8 @@ def _check_predictions(seed: str, figures: Counter[str], remarks: list[str]) -> 
 
 def replay_history(seed: str) -> None:
     """Print a history, transaction by transaction."""
-    from support.outcome_histories import HistoryCase, play_history  # noqa: PLC0415
+    from support.outcome_cases import HistoryCase  # noqa: PLC0415
+    from support.outcome_histories import play_history  # noqa: PLC0415
 
     case = HistoryCase(seed)
     lines = [json.dumps(json.loads(version.text)["dag"]["tasks"]) for version in case.versions]
@@ -223,7 +228,7 @@ def replay(seed: str) -> None:
         write(f"{fault}\n")
 
 
-def report_figures(figures: Counter[str]) -> dict[str, Any]:
+def report_figures(figures: Counter[str], kinds: Sequence[str]) -> dict[str, Any]:
     """Return the figures that are printed."""
     reported = figures["at once"] + figures["late"]
     return {
@@ -245,6 +250,7 @@ def report_figures(figures: Counter[str]) -> dict[str, Any]:
         "transactions": figures["history moments"],
         "moments": figures["moments"],
         "instances": figures["instances"],
+        "kinds": count_kinds(figures, kinds),
     }
 
 
@@ -283,15 +289,32 @@ def _check_all(options: argparse.Namespace, kinds: Sequence[str], directory: str
     figures: Counter[str] = Counter()
     chunks = [range(first, min(first + CHUNK, options.cases)) for first in range(0, options.cases, CHUNK)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, prepare, (directory, options.url)) as pool:
-        for report in pool.map(partial(check, options.seed, kinds), chunks):
-            figures += report.figures
-            for remark in report.remarks:
-                sys.stdout.write(f"{remark}\n")
-            sys.stdout.flush()
+    with ProcessPoolExecutor(options.jobs, context, prepare, (directory, options.url)) as pool, _interruptible():
+        try:
+            for report in pool.map(partial(check, options.seed, kinds), chunks):
+                figures += report.figures
+                for remark in report.remarks:
+                    sys.stdout.write(f"{remark}\n")
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
     seconds = round(time.monotonic() - started, 1)
-    sys.stdout.write(json.dumps({**report_figures(figures), "seconds": seconds, "seed": options.seed}) + "\n")
-    return 1 if figures["wrong"] or not figures["cases"] else 0
+    missing = find_missing_kinds(figures, kinds)
+    for kind in missing:
+        sys.stdout.write(f"missing {kind}\n")
+    sys.stdout.write(json.dumps({**report_figures(figures, kinds), "seconds": seconds, "seed": options.seed}) + "\n")
+    return 1 if figures["wrong"] or missing or not figures["cases"] else 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGTERM end the check as SIGINT does: with the figures of what was checked."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    yield
 
 
 if __name__ == "__main__":

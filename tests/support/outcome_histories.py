@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
-from airflow.serialization.serialized_objects import DagSerialization
-
-from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import WatchOptions
+from support.outcome_cases import HistoryCase
 from support.outcome_clients import Client, ClientEnd, ClientOutcome, Knowledge, Server, find_differences
 from support.outcome_clock import CLOCK, PAUSES
-from support.outcome_dags import HistoryDagMaker
-from support.outcome_interventions import REFUSALS, Intervention, WatchedAirflowRun, choose_intervention
-from support.outcome_oracle import Oracle, Outcome, Question, pushes
+from support.outcome_interventions import REFUSALS, Change, WatchedAirflowRun, choose_intervention
+from support.outcome_kinds import find_shapes, history_kind
+from support.outcome_oracle import Oracle, Outcome, Question, is_marked, pushes
 from support.outcome_scheduler import FINAL, InstanceKey, SchedulerDatabase
 from support.outcome_simulation import choose_skipped
-from support.outcome_tables import InstanceRow, RunTables
+from support.outcome_tables import InstanceRow, RunTables, Tables
 
 MOMENTS = 60
 """A history has at most this many transactions."""
@@ -32,56 +28,6 @@ FAULTS = 3
 
 _SCHEDULEABLE = frozenset({None, "up_for_retry", "up_for_reschedule"})
 _WORK = frozenset({"scheduled", "queued", "running", "restarting"})
-
-
-class DagVersionText(NamedTuple):
-    """A DAG version as the case deploys it."""
-
-    text: str
-    sources: frozenset[str]
-    marked: frozenset[str]
-    """Tasks with Airflow 3.3's own mark."""
-
-
-@dataclass
-class HistoryCase:
-    """DAG versions, questions and behaviour; everything follows from the seed."""
-
-    seed: str
-    versions: list[DagVersionText] = field(init=False)
-    questions: list[tuple[WatchOptions, Question]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        rng = random.Random(f"{self.seed}/dag")
-        shape = rng.random()
-        first, second = HistoryDagMaker(random.Random(shape)), HistoryDagMaker(random.Random(shape), extended=True)
-        versions = [_make_version(first), _make_version(second)]
-        rng.shuffle(versions)
-        if rng.random() < 0.25:
-            versions[1] = _make_version(HistoryDagMaker(random.Random(rng.random())))
-        self.versions = versions
-        tasks = sorted(task["__var"]["task_id"] for task in json.loads(versions[0].text)["dag"]["tasks"])
-        marked = versions[0].marked
-        # What an earlier run with successes only, or with some skips, has shown.
-        earlier = {task: task in marked for task in tasks if rng.random() < 0.9} if rng.random() < 0.5 else None
-        names: list[tuple[str, ...]] = [(), (rng.choice(tasks),)]
-        if len(tasks) > 1:
-            names.append(tuple(rng.sample(tasks, rng.randint(2, min(3, len(tasks))))))
-        self.earlier_marks = earlier
-        self.questions = [
-            (
-                WatchOptions(result_tasks=named, until="run", confirm=rng.choice(("push", "push", "success"))),
-                Question(named, earlier),
-            )
-            for named in names
-        ]
-
-
-def _make_version(maker: HistoryDagMaker) -> DagVersionText:
-    text = json.dumps(DagSerialization.to_dict(maker.make()))
-    graph = Graph.parse(text)
-    sources = frozenset[str]().union(*map(graph.expansion_sources, graph.tasks))
-    return DagVersionText(text, sources, frozenset(maker.natively_marked))
 
 
 class History:
@@ -119,8 +65,14 @@ class History:
         """Shares of tasks that fail and that skip themselves."""
 
         self._interventions = self._rng.choice((0, 1, 1, 2, 3))
+        self._is_expired = False
+        """Whether the timeout of the run has passed, which the scheduler has yet to notice."""
+
         self._values = 0
         self._moment = 0
+        self._count(*find_shapes(self._run.dag), *(("native mark",) if first.marked else ()))
+        if any(is_marked(task) for task in self._run.dag.tasks):
+            self._count("author's mark")
 
     async def play(self) -> None:
         """Run the history."""
@@ -139,10 +91,12 @@ class History:
                 if self._tables.current.version != before.version or is_taken_up:
                     self._is_deployed = False
                     # The run has taken up another version, which no prediction foresees.
+                    self._count("version taken up during the run")
                     self._claims = [None] * len(self._claims)
                 idle = self._tables.current == before and name == "loop"
                 if not batch and self._tables.current == before and name == "loop":
                     continue
+                self._count_changes(name, before)
                 self._moment += 1
                 self._note(f"{self._moment} {name}: {self._describe(before.instances)}")
                 pending += batch
@@ -167,17 +121,7 @@ class History:
         share = 0.5 if has_ended or (idle and not work) else 0.1
         if self._interventions and self._moment and rng.random() < share:
             self._interventions -= 1
-            chosen = choose_intervention(rng, instances, state, self._deployment if self._versions else None)
-            if chosen is not None:
-                name, intervene = chosen
-                self._claims = [None] * len(self._claims)
-                self.figures[name.split()[0]] += 1
-                # Tasks that are marked as skipped look like those that the mark of a run skips.
-                self._is_interrupted |= name.startswith(("expire", "mark run", "delete")) or (
-                    name.startswith("mark") and (has_ended or " skipped " in name)
-                )
-                with suppress(*REFUSALS):
-                    intervene(self._run)
+            if name := self._intervene(instances, state):
                 return name
         if has_ended and (not work or not self._interventions or rng.random() < 0.3):
             late = [key for key, row in instances.items() if row.state in {"failed", "skipped"}]
@@ -192,7 +136,48 @@ class History:
         self._run.schedule()
         return "loop"
 
-    def _deployment(self) -> Intervention:
+    def _intervene(self, instances: Mapping[InstanceKey, InstanceRow], state: str) -> str | None:
+        """Do something that people or the clock do, and return its name; `None` if nothing can be done."""
+        deployment = self._deployment if self._versions else None
+        chosen = choose_intervention(self._rng, instances, state, deployment)
+        if chosen is None:
+            return None
+        name = chosen.name
+        self._claims = [None] * len(self._claims)
+        self.figures[name.split()[0]] += 1
+        # Tasks that are marked as skipped look like those that the mark of a run skips.
+        self._is_interrupted |= name.startswith(("expire", "mark run", "delete")) or (
+            name.startswith("mark") and (state in FINAL or " skipped " in name)
+        )
+        try:
+            chosen.make(self._run)
+        except REFUSALS:
+            return name
+        self._count(*chosen.kinds)
+        self._is_expired |= name == "expire"
+        return name
+
+    def _count(self, *kinds: str) -> None:
+        self.figures.update(history_kind(kind) for kind in kinds)
+
+    def _count_changes(self, name: str, before: Tables) -> None:
+        """Count what is seen only in the tables."""
+        now = self._tables.current
+        changed = {key: row for key, row in now.instances.items() if before.instances.get(key) != row}
+        if name.startswith("fail ") and any(row.state == "skipped" for row in changed.values()):
+            self._count("fail_fast stop")
+        if self._is_expired and name == "loop":
+            self._is_expired = False
+            self._count(*(("timeout",) if now.run.state == "failed" != before.run.state else ()))
+        if any(row.state == "removed" for row in changed.values()):
+            self._count("removed")
+        if name == "loop" and now.run.state not in FINAL:
+            nothing = [
+                key for key, row in changed.items() if (key[1], row.state, row.end_date) == (-1, "skipped", None)
+            ]
+            self._count(*(("mapped over nothing",) if nothing else ()))
+
+    def _deployment(self) -> Change:
         version = self._versions.pop(0)
         self._is_deployed = True
         return lambda run: run.deploy(version.text, version.sources, version.marked)
@@ -200,25 +185,30 @@ class History:
     def _push_late(self, key: InstanceKey) -> str:
         self._run.push(key, self._value(key))
         self.figures["late"] += 1
+        self._count("late push")
         return f"late push of {key}"
 
     def _work(self, key: InstanceKey, instances: Mapping[InstanceKey, InstanceRow]) -> str:  # noqa: PLR0911
         rng, run = self._rng, self._run
         row = instances[key]
         if row.state == "restarting":
+            self._count("restarting")
             run.stop(key)
             return f"stop {key}"
         if row.state != "running":
             run.start(key)
             return f"start {key}"
         if run.delete_stale_value(key) and row.value_at is not None:
+            self._count("stale value")
             return f"delete stale value of {key}"
         fail, skip = self._behaviour
         draw = rng.random()
         if draw < 0.08:
+            self._count("retry", *(("retry after a pushed value",) if row.has_current_value else ()))
             run.retry(key)
             return f"retry {key}"
         if (draw := draw - 0.08) < fail:
+            self._count(*(("failure after a pushed value",) if row.has_current_value else ()))
             run.fail(key)
             return f"fail {key}"
         if draw - fail < skip:

@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from airflow.api_fastapi.core_api.datamodels.dag_run import DagRunMutableStates
@@ -305,13 +305,23 @@ class WatchedAirflowRun(Run):
 REFUSALS = (AirflowException, NotFullyPopulated, ReferenceError)
 """What Airflow's API raises if it cannot do something now (`ReferenceError`: nested groups in `partial_subset`)."""
 
-Intervention = Callable[[WatchedAirflowRun], None]
+Change = Callable[[WatchedAirflowRun], None]
+
+
+class Intervention(NamedTuple):
+    """Something that people or the clock do to a run."""
+
+    name: str
+    kinds: tuple[str, ...]
+    """The kinds that happen with it (`outcome_kinds.HISTORY_KINDS`)."""
+
+    make: Change
 
 
 def choose_intervention(  # noqa: PLR0911
-    rng: random.Random, instances: Mapping[InstanceKey, Any], state: str, newer: Callable[[], Intervention] | None
-) -> tuple[str, Intervention] | None:
-    """Return something that can happen to a run now, and its name.
+    rng: random.Random, instances: Mapping[InstanceKey, Any], state: str, newer: Callable[[], Change] | None
+) -> Intervention | None:
+    """Return something that can happen to a run now.
 
     Args:
         rng: Makes the choices.
@@ -334,27 +344,38 @@ def choose_intervention(  # noqa: PLR0911
     kind = rng.choice(kinds)
     if kind == "mark run":
         mark = rng.choice(RUN_MARKS)
-        return f"mark run {mark.value}", lambda run: run.mark_run(mark)
+        return Intervention(f"mark run {mark.value}", (f"mark run {mark.value}",), lambda run: run.mark_run(mark))
     if kind == "mark task":
         to = rng.choice(("success", "failed", "skipped") if rng.random() < 0.2 else ("success", "failed"))
         every = rng.random() < 0.5
-        return f"mark {key} {to} {directions}", lambda run: run.mark_task(
-            key, to, all_indexes=every, upstream="upstream" in directions, downstream="downstream" in directions
+        found = (f"mark task {to}", *(f"mark with {one}" for one in directions))
+        return Intervention(
+            f"mark {key} {to} {directions}",
+            found,
+            lambda run: run.mark_task(
+                key, to, all_indexes=every, upstream="upstream" in directions, downstream="downstream" in directions
+            ),
         )
+    latest = ("clear on the latest version",) if on_latest else ()
     if kind == "clear run":
         only_failed, only_new = rng.random() < 0.4, rng.random() < 0.15
-        return (
+        which = "clear run, only new" if only_new else "clear run, only failed" if only_failed else "clear run"
+        return Intervention(
             f"clear run, only_failed={only_failed} only_new={only_new} on_latest={on_latest}",
+            (which, *latest),
             lambda run: run.clear_run(only_failed=only_failed, only_new=only_new, on_latest=on_latest),
         )
     if kind in {"clear task", "clear index"}:
         marker: str | InstanceKey = key if kind == "clear index" else key[0]
-        return f"clear {marker} {directions} on_latest={on_latest}", lambda run: run.clear_task(
-            marker, directions, on_latest=on_latest
+        which = "clear one index" if kind == "clear index" and key[1] >= 0 else "clear task"
+        return Intervention(
+            f"clear {marker} {directions} on_latest={on_latest}",
+            (which, *latest, *(f"clear with {one}" for one in directions)),
+            lambda run: run.clear_task(marker, directions, on_latest=on_latest),
         )
     if kind == "delete instance":
-        return f"delete {key}", lambda run: run.delete_instance(key)
+        return Intervention(f"delete {key}", ("delete instance",), lambda run: run.delete_instance(key))
     if kind == "expire":
-        return "expire", WatchedAirflowRun.expire
+        return Intervention("expire", (), WatchedAirflowRun.expire)
     assert newer is not None, "a version is left"
-    return "deploy", newer()
+    return Intervention("deploy", ("deploy",), newer())

@@ -185,7 +185,7 @@ class Oracle:
         return task.inherits_from_empty_operator or not pushes(task) or rule in ON_FAILURE_ONLY
 
     def _authors_marks(self) -> set[str]:
-        return {task.task_id for task in self._dag.tasks if _param(task, "stream_result") is True}
+        return {task.task_id for task in self._dag.tasks if is_marked(task)}
 
     def _native_marks(self, question: Question) -> set[str]:
         known = dict(question.earlier_marks or {})
@@ -340,6 +340,7 @@ def pushes(task: Any) -> bool:
     return bool(getattr(task, "do_xcom_push", True))
 
 
-def _param(task: Any, name: str) -> object:
+def is_marked(task: Any) -> bool:
+    """Whether the author marked a task as a result task."""
     params = task.partial_kwargs.get("params") if hasattr(task, "partial_kwargs") else task.params
-    return dict(params or {}).get(name)
+    return dict(params or {}).get("stream_result") is True

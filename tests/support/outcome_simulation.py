@@ -25,6 +25,7 @@ from stream_server.domain.trigger_rules import ANY, NONE, Ends
 from stream_server.protocol.frames import RunInfo
 from support.outcome_clock import CLOCK
 from support.outcome_dags import DAG_ID, DagMaker
+from support.outcome_kinds import PREDICTION_KINDS, prediction_kind
 from support.outcome_scheduler import FINAL, UNFINISHED_WORK, InstanceKey, Row, Run, SchedulerDatabase
 
 KEY = RunKey(DAG_ID, "run")
@@ -355,3 +356,23 @@ def failed_options(case: Case, simulated: SimulatedRun) -> list[str]:
 
 def _fails_by_itself(simulated: SimulatedRun, option: str) -> bool:
     return any(name == option and row.state == "failed" for (name, _), row in simulated.moments[-1].rows.items())
+
+
+def find_kinds(case: Case, simulated: SimulatedRun) -> list[str]:
+    """Return the figures of the kinds that a case contains."""
+    rows = [row for moment in simulated.moments for row in moment.rows.values()]
+    tasks = case.graph.tasks.values()
+    found = {
+        "fail_fast": case.graph.fail_fast and any(row.state == "failed" for row in rows),
+        "branching": any(task.can_skip_downstream for task in tasks),
+        "mapped task": any(task.is_mapped for task in tasks),
+        "mapped group": any(case.graph.mapped_group_ids(task.task_id) for task in tasks),
+        "setup": any(task.is_setup for task in tasks),
+        "teardown": any(task.is_teardown for task in tasks),
+        "retried": any(row.state == "up_for_retry" for row in rows),
+        "skipped": any(row.state == "skipped" for row in rows),
+        "mapped over nothing": any(row.state == "skipped" and not row.dated for row in rows),
+        "loop": any(case.graph.loop_of(task_id) is not None for task_id in case.graph.tasks),
+        "another iteration": any(row.iteration for row in rows),
+    }
+    return [prediction_kind(name) for name, is_found in found.items() if is_found and name in PREDICTION_KINDS]
