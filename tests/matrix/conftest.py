@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
+from matrix.airflow_processes import AirflowProcesses
 from matrix.environments import BUILD_SECONDS
 from matrix.upgraded_databases import UpgradedDatabases
 from stream_server.cli.demo import airflow, template_cluster
@@ -30,8 +31,10 @@ def base_distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def all_databases(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> UpgradedDatabases:
-    """Databases upgraded from Airflow 3.0, for the whole session."""
+def airflow_processes(
+    postgres: EmbeddedPostgres, base_distribution: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AirflowProcesses]:
+    """Processes of each version of Airflow, with the base distribution."""
     environment = airflow.airflow_environment(
         tmp_path_factory.mktemp("airflow"),
         postgres.url(),
@@ -39,7 +42,15 @@ def all_databases(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathF
         dags=[],
         bytecode=template_cluster.bytecode_dir(DATA_DIR / "cache"),
     )
-    return UpgradedDatabases(postgres, environment)
+    processes = AirflowProcesses({**environment, "PYTHONPATH": str(base_distribution)})
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="session")
+def all_databases(postgres: EmbeddedPostgres, airflow_processes: AirflowProcesses) -> UpgradedDatabases:
+    """Databases upgraded from Airflow 3.0, for the whole session."""
+    return UpgradedDatabases(postgres, airflow_processes)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import SECRET, bearer_header
 from support.postgres import DATA_DIR, FAST
+from support.stack import LOW_LOAD
 
 VERSION = "3.3.2-fab"
 MANAGER = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
@@ -123,6 +124,7 @@ def running_fab() -> Iterator[FabAirflow]:
         # By default Airflow caches permissions for half a minute, and limits the rate of logins.
         "AIRFLOW__FAB__CACHE_TTL": "1",
         "AIRFLOW__FAB__AUTH_RATE_LIMITED": "False",
+        **LOW_LOAD,
     }
     stack = DemoStack(
         DATA_DIR,

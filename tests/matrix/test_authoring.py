@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from matrix.environments import HAS_UPCOMING, UPCOMING, environment_python
-from matrix.upgraded_databases import COMMAND_SECONDS, NEWEST, VERSIONS
+from matrix.airflow_processes import NEWEST, AirflowProcesses
+from matrix.environments import HAS_UPCOMING, UPCOMING
+from matrix.upgraded_databases import VERSIONS
 from stream_server.domain.graph import Graph
 from support import authoring_forms
 
@@ -44,13 +42,9 @@ def invalid_dags(version: str) -> dict[str, authoring_forms.InvalidDag]:
     }
 
 
-def is_inherited(name: str) -> bool:
-    return name == "PYTHONPYCACHEPREFIX" or not name.startswith(("AIRFLOW", "PYTHON"))
-
-
 @pytest.fixture(scope="module")
-def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
-    """A function that returns how a version parses all forms and all invalid files, in one process."""
+def read(airflow_processes: AirflowProcesses, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """A function that returns how a version parses all forms and invalid files, in a process without a database."""
 
     @cache
     def read_all(version: str) -> Found:
@@ -58,24 +52,13 @@ def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         broken = folder / "dags"
         broken.mkdir()
         authoring_forms.write_invalid_dags(broken, invalid_dags(version))
-        python = sys.executable if version == NEWEST else str(environment_python(version))
         output = folder / "found.json"
-        done = subprocess.run(
-            [python, str(SCRIPT), str(output), str(authoring_forms.DAGS), str(broken)],
-            env={
-                **{name: value for name, value in os.environ.items() if is_inherited(name)},
-                "AIRFLOW_HOME": str(folder),
-                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-                "PYTHONPATH": str(base_distribution),
-            },
-            cwd="/",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=COMMAND_SECONDS,
+        airflow_processes.run(
+            version,
+            SCRIPT,
+            *(str(output), str(authoring_forms.DAGS), str(broken)),
+            AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{folder / 'missing.db'}",
         )
-        assert done.returncode == 0, done.stdout
         return dict(json.loads(output.read_text()))
 
     return read_all

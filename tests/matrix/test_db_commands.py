@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from matrix.airflow_processes import NEWEST
 from matrix.streaming_checks import (
     FREQUENT_CHECKS,
     assert_native_marks,
@@ -16,7 +17,7 @@ from matrix.streaming_checks import (
     get_readiness,
     running_server_on,
 )
-from matrix.upgraded_databases import NEWEST, VERSIONS, UpgradedDatabases, install_now
+from matrix.upgraded_databases import VERSIONS, UpgradedDatabases, install_now
 from matrix.versioned_sql import VersionedSql
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import fetch_status

@@ -23,15 +23,13 @@ FORMS = (*EXPECTED_OUTPUT, "stream_mapped", "stream_retry", "stream_tokens", "st
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_every_form_emits_output_and_returns(
-    version: str, databases: UpgradedDatabases, base_distribution: Path, tmp_path: Path
-) -> None:
+async def test_every_form_emits_output_and_returns(version: str, databases: UpgradedDatabases, tmp_path: Path) -> None:
     url, output = await databases.copy_of(version), tmp_path / "runs.json"
-    await databases.python(
+    await databases.run(
         version,
         url,
-        *(str(SCRIPT), str(output), str(DAGS), *FORMS),
-        PYTHONPATH=str(base_distribution),
+        SCRIPT,
+        *(str(output), str(DAGS), *FORMS),
         AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=dag_bundle_setting([DAGS]),
     )
     runs = {dag_id: RunKey(dag_id, run_id) for dag_id, run_id in json.loads(output.read_text()).items()}

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from matrix.airflow_processes import NEWEST
 from matrix.environments import HAS_UPCOMING, UPCOMING
 from matrix.streaming_checks import running_server_on
 from matrix.tries_sql import TriesSql
-from matrix.upgraded_databases import NEWEST, UpgradedDatabases
+from matrix.upgraded_databases import UpgradedDatabases
 from matrix.versioned_sql import VersionedSql
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from matrix.airflow_processes import NEWEST
 from matrix.environments import HAS_UPCOMING, UPCOMING
 from matrix.streaming_checks import (
     FREQUENT_CHECKS,
@@ -17,7 +18,7 @@ from matrix.streaming_checks import (
     running_server_on,
     trigger_new_run,
 )
-from matrix.upgraded_databases import DATABASE_VERSIONS, HAS_FIRST, NEWEST, UpgradedDatabases
+from matrix.upgraded_databases import DATABASE_VERSIONS, HAS_FIRST, UpgradedDatabases
 from matrix.versioned_sql import LEAVES, VersionedSql, request_human_input
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import fetch_status

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from matrix.environments import HAS_UPCOMING, UPCOMING, environment_python
+from matrix.airflow_processes import NEWEST, AirflowProcesses
+from matrix.environments import HAS_UPCOMING, UPCOMING
 from matrix.versioned_sql import VersionedSql, clear_try_numbers, fill_tables
-from stream_server.cli.demo import airflow
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.demo.template_cluster import ROLE
 from stream_server.journal.installer import fetch_status, install_journal
 from support.postgres import drop_database
 
-NEWEST = airflow.airflow_version()
 HAS_FIRST = sys.version_info < (3, 13)
 """Whether this Python can run Airflow 3.0."""
 
@@ -24,7 +22,6 @@ VERSIONS = (*(("3.0.6",) if HAS_FIRST else ()), "3.1.8", "3.2.2", NEWEST)
 DATABASE_VERSIONS = (*VERSIONS, *((UPCOMING,) if HAS_UPCOMING else ()))
 """Versions of which the tables are tested: also a pre-release, if this Python can run it."""
 
-COMMAND_SECONDS = 600.0
 COUNTS = (
     *("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "task_instance_history", "xcom"),
     "stream_server.journal",
@@ -50,12 +47,12 @@ class UpgradedDatabases:
 
     Args:
         postgres: The cluster with the databases.
-        environment: The environment variables of Airflow's commands, except for the database.
+        processes: Run Airflow's commands.
     """
 
-    def __init__(self, postgres: EmbeddedPostgres, environment: Mapping[str, str]) -> None:
+    def __init__(self, postgres: EmbeddedPostgres, processes: AirflowProcesses) -> None:
         self._postgres = postgres
-        self._environment = environment
+        self._processes = processes
         self._databases: dict[str, VersionDatabase] = {}
         self._copies: list[str] = []
 
@@ -93,21 +90,23 @@ class UpgradedDatabases:
         Raises:
             AssertionError: It failed; the message ends with its output.
         """
-        await self.python(version, url, "-m", "airflow", "db", *arguments)
+        await self.run(version, url, None, "db", *arguments)
 
-    async def python(self, version: str, url: str, *arguments: str, **settings: str) -> None:
-        """Run Python with a version of Airflow on a database, without blocking the event loop.
+    async def run(self, version: str, url: str, program: Path | None, *arguments: str, **settings: str) -> None:
+        """Run a program with a version of Airflow on a database, without blocking the event loop.
 
         Args:
             version: Version of Airflow.
             url: Database URL.
-            arguments: Arguments of the interpreter.
+            program: As for `AirflowProcesses.run`.
+            arguments: Of the program.
             settings: Further environment variables.
 
         Raises:
             AssertionError: It failed; the message ends with its output.
         """
-        await asyncio.to_thread(self._python, version, url, arguments, settings)
+        settings["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = sqlalchemy_url(url)
+        await asyncio.to_thread(self._processes.run, version, program, *arguments, **settings)
 
     async def _make(self, version: str, url: str, database: str) -> VersionDatabase:
         await self.airflow_db(version, url, "migrate")
@@ -125,21 +124,6 @@ class UpgradedDatabases:
 
     def _copy(self, source: str, target: str) -> None:
         self._postgres.execute(f"CREATE DATABASE {target} TEMPLATE {source} OWNER {ROLE}")
-
-    def _python(self, version: str, url: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> None:
-        python = sys.executable if version == NEWEST else str(environment_python(version))
-        done = subprocess.run(
-            [python, *arguments],
-            env={**self._environment, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlalchemy_url(url), **settings},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=COMMAND_SECONDS,
-        )
-        assert done.returncode == 0, f"python {' '.join(arguments)} on {version} failed:\n{done.stdout[-10_000:]}"
 
 
 def sqlalchemy_url(url: str) -> str:
