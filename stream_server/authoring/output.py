@@ -18,7 +18,6 @@ from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
 from stream_server.authoring.output_buffer import Item, OutputBuffer
-from stream_server.authoring.push_pacing import PUSH_INTERVAL_SECONDS
 
 OUTPUT_KEY = "stream_server_output"
 """Key of the XCom; the same as `OUTPUT` in `stream_server.domain.transition`."""
@@ -69,7 +68,7 @@ def _emit_item(item: Item) -> None:
     buffer.add(item)
     # In an event loop the buffer has no thread, and the task may await for a long time before it emits again.
     with suppress(RuntimeError):
-        asyncio.get_running_loop().call_later(PUSH_INTERVAL_SECONDS, buffer.flush)
+        asyncio.get_running_loop().call_later(buffer.push_interval, buffer.flush)
 
 
 def _running_task() -> RunningTask | None:

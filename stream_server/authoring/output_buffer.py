@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from stream_server.authoring.push_pacing import PushPacing
+from stream_server.authoring.push_pacing import PUSH_INTERVAL_SECONDS, PushPacing
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ MAX_TRY_BYTES = 8 * 1024 * 1024
 
 TRY_BYTES_VARIABLE = "STREAM_SERVER_EMIT_MAX_BYTES"
 """Environment variable on the Airflow worker that overrides `MAX_TRY_BYTES`."""
+
+INTERVAL_VARIABLE = "STREAM_SERVER_EMIT_INTERVAL_MS"
+"""Environment variable on the Airflow worker that overrides `PUSH_INTERVAL_SECONDS`, in milliseconds."""
 
 MAX_FAILURES = 3
 """Consecutive failed pushes after which a try emits nothing more."""
@@ -64,7 +67,8 @@ class OutputBuffer:
         self._next_index = 0
         self._bytes_left = _read_max_try_bytes()
         self._failures = 0
-        self._pacing = PushPacing()
+        self.push_interval = _read_variable(INTERVAL_VARIABLE, round(PUSH_INTERVAL_SECONDS * 1000)) / 1000
+        self._pacing = PushPacing(self.push_interval)
         self._closed = False
         self._warned: set[str] = set()
         self._thread = (
@@ -193,5 +197,9 @@ def _remove_unstorable(value: object) -> object:
 
 
 def _read_max_try_bytes() -> int:
-    text = os.environ.get(TRY_BYTES_VARIABLE, "")
-    return int(text) if text.isascii() and text.isdecimal() else MAX_TRY_BYTES
+    return _read_variable(TRY_BYTES_VARIABLE, MAX_TRY_BYTES)
+
+
+def _read_variable(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() else default

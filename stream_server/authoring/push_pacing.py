@@ -9,7 +9,7 @@ as many as without that. If items come irregularly, nothing would be gained, and
 from __future__ import annotations
 
 PUSH_INTERVAL_SECONDS = 0.04
-"""Average of the shortest time from the end of a push to the start of the next one."""
+"""Average of the shortest time from the end of a push to the start of the next one, by default."""
 
 MAX_DELAY_FACTOR = 1.5
 """How much later than usual the next item may come before a push goes without it."""
@@ -22,17 +22,22 @@ MAX_DEVIATION = 0.25
 
 
 class PushPacing:
-    """Times of items and pushes, in seconds of one monotonic clock."""
+    """Times of items and pushes, in seconds of one monotonic clock.
 
-    def __init__(self) -> None:
+    Args:
+        interval: Like `PUSH_INTERVAL_SECONDS`.
+    """
+
+    def __init__(self, interval: float = PUSH_INTERVAL_SECONDS) -> None:
+        self._interval = interval
         self._due_at = float("-inf")
         self._came_at = float("-inf")
-        self._usual_gap = PUSH_INTERVAL_SECONDS
+        self._usual_gap = interval
         self._deviation = 0.0
 
     def record_item(self, now: float) -> None:
         """Record that an item has come."""
-        change = min(now - self._came_at, PUSH_INTERVAL_SECONDS) - self._usual_gap
+        change = min(now - self._came_at, self._interval) - self._usual_gap
         self._usual_gap += SMOOTHING * change
         self._deviation += SMOOTHING * (abs(change) - self._deviation)
         self._came_at = now
@@ -41,7 +46,7 @@ class PushPacing:
         """Record a push."""
         largest = self._usual_gap / 2 if self._is_regular else 0.0
         early_by = min(max(self._due_at - began, -largest), largest)
-        self._due_at = ended + PUSH_INTERVAL_SECONDS + early_by
+        self._due_at = ended + self._interval + early_by
 
     def is_due(self, now: float) -> bool:
         """Whether a push may begin without regard to the next item."""

@@ -10,6 +10,7 @@ import pytest
 
 from stream_server.authoring import output
 from stream_server.authoring.output_buffer import (
+    INTERVAL_VARIABLE,
     MAX_BATCH_BYTES,
     MAX_FAILURES,
     MAX_ITEM_BYTES,
@@ -146,6 +147,16 @@ def test_output_of_a_try_is_limited(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     buffer_with(airflow, *["x" * 30] * 5).close()
     assert len(airflow.values) == 2
     assert TRY_BYTES_VARIABLE in caplog.text
+
+
+@pytest.mark.parametrize(("text", "batches"), [("0", 3), ("60000", 2), ("soon", 2)])
+def test_the_interval_between_pushes_is_set_on_the_worker(
+    monkeypatch: pytest.MonkeyPatch, text: str, batches: int
+) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, text)
+    airflow = Airflow()
+    buffer_with(airflow, "a", "b", "c").close()
+    assert (len(airflow.batches), airflow.values) == (batches, ["a", "b", "c"])
 
 
 def test_characters_invalid_in_jsonb_are_replaced() -> None:
