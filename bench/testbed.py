@@ -55,19 +55,25 @@ def add_stack_option(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def airflow_stack(running: Sequence[str] | None, dags: Sequence[Path] = ()) -> Iterator[tuple[str, AirflowRestClient]]:
+def airflow_stack(
+    running: Sequence[str] | None, dags: Sequence[Path] = (), settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, AirflowRestClient]]:
     """Yield the address of a stream server, and the REST API of its Airflow.
 
     Args:
         running: The addresses of both, if they run; otherwise they are started.
         dags: Folders with DAG files, besides the examples.
+        settings: Environment variables of an Airflow that is started.
     """
     if running:
         server_url, airflow_url = running
         with AirflowRestClient(airflow_url, ADMIN.username, ADMIN.password) as airflow:
             yield server_url, airflow
         return
-    with DemoStack(Path(".demo"), dags=dags, progress=ConsoleReporter()) as stack, stack.rest_client() as airflow:
+    with (
+        DemoStack(Path(".demo"), dags=dags, airflow_settings=settings, progress=ConsoleReporter()) as stack,
+        stack.rest_client() as airflow,
+    ):
         yield stack.server_url, airflow
 
 
