@@ -134,6 +134,7 @@ def parse_choice(line: str, request: Input) -> list[str] | None:
             chosen.append(request.options[int(part) - 1])
         else:
             return None
+    chosen = list(dict.fromkeys(chosen))
     return chosen if len(chosen) == 1 or request.multiple else None
 
 

@@ -64,6 +64,7 @@ class Terminal:
         ("", {"defaults": ["Reject"]}, ["Reject"]),
         ("1,2", {}, None),
         ("1, Reject", {"multiple": True}, ["Approve", "Reject"]),
+        ("2, 2, Reject", {"multiple": True}, ["Reject"]),
         ("a, b", {"options": ["a, b", "c"]}, ["a, b"]),
     ],
 )
