@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +13,18 @@ from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import DeniedPermissions, airflow_settings
 from support.airflow_version import HAS_LOOPS
 from support.authoring_forms import DAGS
+from support.example_dags import example_folders
 from support.postgres import DATA_DIR, FAST
 
 BROWSER_DAGS = Path(__file__).resolve().parents[1] / "browser" / "dags"
 NEWEST_DAGS = [
     Path(__file__).resolve().parents[1] / "airflow" / name
-    for name in ("dags_3_3", *(("dags_3_4",) if HAS_LOOPS else ()))
+    for name in ("dags_3_1", "dags_3_3", *(("dags_3_4",) if HAS_LOOPS else ()))
 ]
-"""DAG files that older versions of Airflow cannot read."""
+"""DAG files that not every version of Airflow can read."""
+
+EXAMPLES = ("example_hitl_operator",)
+"""Files of Airflow's standard provider that are loaded, too."""
 
 LOW_LOAD = {
     # Airflow parses a changed file at once; parsing all others again and again takes more than half a core.
@@ -36,13 +41,22 @@ def denied_permissions(tmp_path_factory: pytest.TempPathFactory) -> DeniedPermis
 
 
 @pytest.fixture(scope="session")
-def stack(denied_permissions: DeniedPermissions) -> Iterator[DemoStack]:
+def shipped_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with some of the example DAGs that Airflow ships: reading all of them takes a core for a minute."""
+    folder = tmp_path_factory.mktemp("shipped_examples")
+    for path in (path for shipped in example_folders() for path in shipped.glob("*.py") if path.stem in EXAMPLES):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(denied_permissions: DeniedPermissions, shipped_examples: Path) -> Iterator[DemoStack]:
     """PostgreSQL, Airflow with the examples and the tests' DAGs, and a stream server. Tests fail if it cannot start."""
     # Tests of permissions start servers of their own.
     options = ("--auth", "none")
     with DemoStack(
         DATA_DIR,
-        dags=[DAGS, BROWSER_DAGS, *NEWEST_DAGS],
+        dags=[DAGS, BROWSER_DAGS, *NEWEST_DAGS, shipped_examples],
         postgres_settings=FAST,
         airflow_settings={**airflow_settings(denied_permissions.path), **LOW_LOAD},
         serve_options=options,
