@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import gc
 
-from support.fast_start import collect_garbage_rarely, keep_bytecode, share_tls_contexts
+from support.fast_start import (
+    collect_garbage_rarely,
+    keep_bytecode,
+    load_no_pydantic_plugins,
+    share_tls_contexts,
+)
 
 collect_garbage_rarely()
 keep_bytecode()
+load_no_pydantic_plugins()
 share_tls_contexts()
 
 pytest_plugins = ["support.airflow_stub_fixtures", "support.fixtures", "support.stack"]

@@ -13,7 +13,7 @@ from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import (
     create_database_from_airflow_template,
     create_database_with_journal,
-    drop_database,
+    drop_database_later,
     running_postgres,
 )
 from support.server import RunningServer, running_server
@@ -32,7 +32,7 @@ def airflow_database(postgres: EmbeddedPostgres) -> Iterator[str]:
     """URL of a fresh, migrated Airflow database, for the role `airflow` that owns it."""
     name = create_database_from_airflow_template(postgres)
     yield postgres.url(name)
-    drop_database(postgres, name)
+    drop_database_later(postgres, name)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def journal(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
     """URL of a fresh Airflow database with the journal installed."""
     name = await create_database_with_journal(postgres)
     yield postgres.url(name)
-    drop_database(postgres, name)
+    drop_database_later(postgres, name)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ WITH_JOURNAL = "airflow_with_journal"
 
 _numbers = itertools.count(1)
 _clusters_with_journal: weakref.WeakSet[EmbeddedPostgres] = weakref.WeakSet()
+_unneeded: weakref.WeakKeyDictionary[EmbeddedPostgres, list[str]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -91,12 +92,30 @@ async def create_database_with_journal(postgres: EmbeddedPostgres) -> str:
 
 def _copy_database(postgres: EmbeddedPostgres, source: str) -> str:
     name = f"airflow_{os.getpid()}_{next(_numbers)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {source} OWNER {template_cluster.ROLE} STRATEGY FILE_COPY")
+    statements = [
+        *map(_drop_statement, _unneeded.pop(postgres, [])),
+        f"CREATE DATABASE {name} TEMPLATE {source} OWNER {template_cluster.ROLE} STRATEGY FILE_COPY",
+    ]
+    postgres.execute(";\n".join(statements))
     return name
+
+
+def drop_database_later(postgres: EmbeddedPostgres, name: str) -> None:
+    """Drop a database with its connections together with the creation of the next: it saves a session of psql.
+
+    A server that a test has stopped is started.
+    """
+    if not postgres.is_running:
+        postgres.start()
+    _unneeded.setdefault(postgres, []).append(name)
 
 
 def drop_database(postgres: EmbeddedPostgres, name: str) -> None:
     """Drop a database with its connections. A server that a test has stopped is started for it."""
     if not postgres.is_running:
         postgres.start()
-    postgres.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    postgres.execute(_drop_statement(name))
+
+
+def _drop_statement(name: str) -> str:
+    return f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"
