@@ -129,6 +129,8 @@ def find_answer(evidence: Evidence, task_id: str, needs_success: bool) -> Answer
 def find_failed_result_task(evidence: Evidence, task_ids: Iterable[str]) -> FailedInstance | None:
     """Return the root cause of the result tasks that have failed, or else are certain to."""
     run = evidence.run
+    if evidence.prediction is None and not run.has_unsuccessful_tasks:
+        return None
     task_ids = [task_id for task_id in task_ids if not evidence.may_iterate(task_id)]
     ended: list[tuple[str, int]] = []
     for task_id in task_ids:

@@ -171,7 +171,12 @@ def _evaluate_tasks(evidence: Evidence, tasks: tuple[str, ...], options: WatchOp
     run = evidence.run
     if failure := find_failed_result_task(evidence, tasks):
         return _build_failure(run, failure)
-    answers = {task_id: find_answer(evidence, task_id, options.confirm == "success") for task_id in tasks}
+    needs_success = options.confirm == "success"
+    if not run.has_ended and run.awaited_task in tasks and _is_awaited(evidence, run.awaited_task, needs_success):
+        # A DAG may have a thousand result tasks, and the one that was awaited before is still open in most cases.
+        return Undecided()
+    answers = {task_id: find_answer(evidence, task_id, needs_success) for task_id in tasks}
+    run.awaited_task = next((task_id for task_id, answer in answers.items() if answer == "waiting"), None)
     kinds = set(answers.values())
     if "value" in kinds and "waiting" not in kinds:
         return _build_result(run, answers, options)
@@ -180,6 +185,10 @@ def _evaluate_tasks(evidence: Evidence, tasks: tuple[str, ...], options: WatchOp
     if not may_answer and run.info.state != "success" and (failure := find_failed_leaf(evidence)):
         return _build_failure(run, failure)
     return _evaluate_end(run, answers)
+
+
+def _is_awaited(evidence: Evidence, task_id: str | None, needs_success: bool) -> bool:
+    return task_id is not None and find_answer(evidence, task_id, needs_success) == "waiting"
 
 
 def _evaluate_incomplete(evidence: Evidence, tasks: tuple[str, ...]) -> FailureKnown | Undecided:

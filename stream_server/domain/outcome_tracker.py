@@ -114,9 +114,9 @@ class OutcomeTracker:
         """Return what to send after the return values of some tasks were read."""
         if self.sent_end is None and self.known_outcome is None:
             for task_id in task_ids:
-                for map_index, instance in run.tasks[task_id].items():
-                    if instance.state == "running" and (task_id, map_index) not in values:
-                        run.discard_push(task_id, map_index)
+                running = run.tasks[task_id].by_state.get("running", ())
+                for map_index in [one for one in running if (task_id, one) not in values]:
+                    run.discard_push(task_id, map_index)
             decision = evaluate(run, self.options)
             if isinstance(decision, ResultKnown) and set(decision.task_ids) <= set(task_ids):
                 self.sent_outcome, self.result_versions = (
@@ -242,7 +242,8 @@ def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues, url_
         elif indexes == [-1]:
             results[task_id] = _raw_json(found[0])
         else:
-            results[task_id] = msgspec.Raw(b"[%b]" % b",".join(bytes(_raw_json(value)) for value in found))
+            texts = ["null" if value is None or value.json is None else value.json for value in found]
+            results[task_id] = msgspec.Raw(f"[{','.join(texts)}]".encode())
             # An index is missing if its instance was skipped, or was deleted.
             if len(indexes) < count_expected_results(instances) or indexes[-1] >= len(indexes):
                 map_indexes[task_id] = indexes

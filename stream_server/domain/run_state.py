@@ -104,6 +104,9 @@ class RunState:
         self.decisions: dict[object, Any] = {}
         """What `outcome.evaluate` has found since the last change, for a large run."""
 
+        self.awaited_task: str | None = None
+        """A result task that had no answer when `outcome.evaluate` looked last."""
+
         self.last_change = SourceRow()
         """The last change of the run itself."""
 
