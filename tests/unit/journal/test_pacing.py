@@ -60,10 +60,17 @@ def test_it_is_not_quiet_while_it_is_busy() -> None:
 
 def test_the_pause_grows_with_the_duration_of_a_read() -> None:
     pacing, pauses = Pacing(), []
-    for took in (0.0001, 0.003, 1.0):
+    for took in (0.0001, 0.008, 1.0):
         pacing.record(1.0, [], took)
         pauses.append(pacing.pause_seconds)
-    assert pauses == [PAUSE_BOUNDS[0], PAUSE_RATIO * 0.003, PAUSE_BOUNDS[1]]
+    assert pauses == [PAUSE_BOUNDS[0], PAUSE_RATIO * 0.008, PAUSE_BOUNDS[1]]
+
+
+def test_a_transition_waits_for_at_most_15_ms_if_reads_take_4() -> None:
+    pacing = Pacing()
+    pacing.record(1.0, [], 0.004)
+    # A transition that is committed just after the snapshot of a read is found by the next one.
+    assert 0.004 + pacing.pause_seconds + 0.004 <= 0.015
 
 
 @pytest.mark.parametrize("flush", [0.0005, 0.001, 0.004, 0.02])
