@@ -2,7 +2,8 @@
 
 A client that sends small frames, chunks or requests causes work of some 100 ns per byte or more, and one read has up to
 256 KiB. What comes in small pieces is parsed at once. The rest waits here, with reading paused, and is parsed slice by
-slice: all connections together take at most `TURN_SECONDS` in one turn of the event loop.
+slice: all connections together take at most `TURN_SECONDS` in one turn of the event loop, and then pause, so that they
+take a third of its time however much they send.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ SLICE_BYTES = 2048
 
 TURN_SECONDS = 0.002
 """A frame takes several turns of the event loop from the commit to its client, and each may contain one of these."""
+
+PAUSE_SECONDS = 2 * TURN_SECONDS
+"""Pause between two turns. Without it, the event loop is never idle while input waits, and on busy cores the process
+gets less of them for its streams."""
 
 MAX_WAITING_BYTES = 64 * 2**20
 """Bytes that wait in one process. Beyond that, the connection that has received more is aborted."""
@@ -58,6 +63,8 @@ class ParseTurns:
         self._loop = loop
         self._waiting: deque[Unparsed] = deque()
         self._waiting_bytes = 0
+        self._next_turn_at = 0.0
+        """Time of the event loop."""
 
     def receive(self, connection: ParsingConnection, data: bytes) -> None:
         """Parse what a connection has received: at once if it is little, and else in turns."""
@@ -77,7 +84,7 @@ class ParseTurns:
             return
         connection.unparsed = unparsed = Unparsed(connection, data)
         if not self._waiting:
-            self._loop.call_soon(self._take_turn)
+            self._loop.call_at(self._next_turn_at, self._take_turn)
         self._waiting.append(unparsed)
 
     def _take_turn(self) -> None:
@@ -91,8 +98,9 @@ class ParseTurns:
                 self._waiting_bytes -= before - len(unparsed.data)
             else:
                 self._waiting_bytes -= before
+        self._next_turn_at = self._loop.time() + PAUSE_SECONDS
         if self._waiting:
-            self._loop.call_soon(self._take_turn)
+            self._loop.call_at(self._next_turn_at, self._take_turn)
 
     def _parse(self, unparsed: Unparsed) -> bool:
         """Parse a slice; return whether more is left."""
