@@ -7,7 +7,7 @@ their version.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -16,10 +16,10 @@ from airflow.api_fastapi.execution_api.routes.task_instances import ti_skip_down
 from airflow.models.dagbag import DBDagBag
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
-from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstance import TaskInstance, clear_task_instances
 from airflow.models.xcom import XComModel
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
-from airflow.utils.state import TaskInstanceState
+from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
@@ -68,6 +68,108 @@ def serve_dag(version_id: Any, dag: Any) -> None:
         return
     dag.dag_version_id = version_id
     DBDagBag._get_dag = lambda *_args, **_options: dag
+
+
+def serve_versions(read: Callable[[Any, Session], Any]) -> None:
+    """Have the code of Airflow 3.4 read the DAG of each version so, where it makes a `DBDagBag` of its own."""
+    if HAS_ROW_PER_TRY:
+        DBDagBag._get_dag = lambda _bag, version_id, session: read(version_id, session)
+
+
+def push_return_value(session: Session, instance: Any, value: object, *, is_source: bool, is_marked: bool) -> None:
+    """Push a return value, as it is stored.
+
+    Args:
+        session: Where to write.
+        instance: The task instance that pushes it.
+        value: Its value.
+        is_source: Whether it is a list over which tasks are mapped.
+        is_marked: Whether the task has Airflow's own result mark.
+    """
+    is_mapped_over = is_source and isinstance(value, list) and instance.map_index < 0
+    if HAS_ROW_PER_TRY:
+        XComModel.set_for_attempt(
+            task_instance_id=instance.id,
+            key="return_value",
+            value=value,
+            serialize=False,
+            dag_result=is_marked,
+            mapped_length=len(value) if is_mapped_over and isinstance(value, list) else None,
+            session=session,
+        )
+        return
+    if is_mapped_over:
+        session.merge(import_module("airflow.models.taskmap").TaskMap.from_task_instance_xcom(instance, value))
+    XComModel.set(
+        key="return_value",
+        value=value,
+        dag_id=instance.dag_id,
+        run_id=instance.run_id,
+        task_id=instance.task_id,
+        map_index=instance.map_index,
+        serialize=False,
+        dag_result=is_marked,
+        session=session,
+    )
+
+
+def delete_values(session: Session, task_id: str, map_index: int) -> None:
+    """Delete what an earlier try has pushed. On Airflow 3.4 a try has values of its own."""
+    if not HAS_ROW_PER_TRY:
+        session.execute(delete(XComModel).where(XComModel.task_id == task_id, XComModel.map_index == map_index))
+
+
+def wait_for_retry(instance: Any, session: Session) -> None:
+    """Archive a try that failed, and wait for the next one, as the Execution API does."""
+    if HAS_ROW_PER_TRY:
+        instance.set_state(TaskInstanceState.UP_FOR_RETRY, session=session)
+        instance.prepare_db_for_next_try(session)
+        return
+    instance.prepare_db_for_next_try(session)
+    instance.set_state(TaskInstanceState.UP_FOR_RETRY, session=session)
+
+
+def end_restart(instance: Any, session: Session) -> None:
+    """End a task that was cleared while it ran (`SchedulerJobRunner.process_executor_events`)."""
+    if HAS_ROW_PER_TRY:
+        instance.complete_restart(session=session)
+        return
+    instance.max_tries = instance.try_number + instance.task.retries
+    instance.set_state(None, session=session)
+
+
+def clear_instances(
+    instances: Collection[Any], task_ids: Collection[str], session: Session, *, on_latest: bool
+) -> None:
+    """Clear task instances, as the API does.
+
+    Args:
+        instances: The task instances.
+        task_ids: Tasks of which all instances are cleared.
+        session: Where to write.
+        on_latest: Whether they run on the newest version of the DAG.
+    """
+    options: dict[str, Any] = {}
+    if HAS_ROW_PER_TRY:
+        options["whole_task_keys"] = {
+            (one.dag_id, one.run_id, one.task_id) for one in instances if one.task_id in task_ids
+        }
+    clear_task_instances(list(instances), session, DagRunState.QUEUED, run_on_latest_version=on_latest, **options)
+
+
+def delete_instance(instance: Any, session: Session) -> None:
+    """Delete a task instance with all its tries, as the API does."""
+    if not HAS_ROW_PER_TRY:
+        session.delete(instance)
+        return
+    TaskInstance.delete_attempts(
+        dag_id=instance.dag_id,
+        run_id=instance.run_id,
+        task_id=instance.task_id,
+        map_index=instance.region_index,
+        region_id=instance.region_id,
+        session=session,
+    )
 
 
 def push(session: Session, instance: Any, key: str, value: object, *, is_source: bool = False) -> None:

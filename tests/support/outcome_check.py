@@ -13,7 +13,8 @@ without branching (`outcome_simulation.measure_failure_timing`).
 
 The database is SQLite in memory. The code under comparison is Airflow's Python; its SQL is plain selects,
 updates and counts within one transaction. With `--url` the predictions run on PostgreSQL: they give the same
-figures, moment by moment, and take longer. The triggers of histories are SQLite's.
+figures, moment by moment, and take longer. The triggers of histories are SQLite's. SIGINT and SIGTERM end a check with
+the figures of what was checked.
 """
 
 from __future__ import annotations
@@ -40,15 +41,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from support.outcome_clock import CLOCK
-from support.outcome_kinds import HAS_LOOPS, PREFIX, count_kinds, find_missing_kinds
+from support.outcome_kinds import PREFIX, count_kinds, find_missing_kinds
 
 if TYPE_CHECKING:
     from support.outcome_scheduler import SchedulerDatabase
 
-HAS_HISTORIES = not HAS_LOOPS
-"""Whether histories can be played. They write the tables that Airflow has up to 3.3."""
-
-KINDS = ("predictions", "histories") if HAS_HISTORIES else ("predictions",)
+KINDS = ("predictions", "histories")
 
 SAMPLED = 20
 """One of this number of failures is checked for its timing, which needs many simulations."""
@@ -115,6 +113,7 @@ def _create_database() -> SchedulerDatabase:
     from sqlalchemy.pool import StaticPool  # noqa: PLC0415
 
     from support.outcome_scheduler import SchedulerDatabase  # noqa: PLC0415
+    from support.outcome_tables import TRIGGERS  # noqa: PLC0415
 
     import_all_models()
     url = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
@@ -122,12 +121,9 @@ def _create_database() -> SchedulerDatabase:
     if url.startswith("sqlite"):
         setup_event_handlers(engine)
         Base.metadata.create_all(engine)
-        if HAS_HISTORIES:
-            from support.outcome_tables import TRIGGERS  # noqa: PLC0415
-
-            with engine.begin() as connection:
-                for statement in TRIGGERS:
-                    connection.execute(text(statement))
+        with engine.begin() as connection:
+            for statement in TRIGGERS:
+                connection.execute(text(statement))
     return SchedulerDatabase(Session(engine))
 
 
@@ -297,7 +293,8 @@ def _check_all(options: argparse.Namespace, kinds: Sequence[str], directory: str
                     sys.stdout.write(f"{remark}\n")
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
     seconds = round(time.monotonic() - started, 1)
     missing = find_missing_kinds(figures, kinds)
     for kind in missing:

@@ -244,7 +244,7 @@ class HistoryDagMaker(DagMaker):
                 for task in marked:
                     _mark(task)
             elif marks < 0.35:
-                self.natively_marked = {task.task_id for task in marked if not isinstance(task, EmptyOperator)}
+                self._mark_natively([task for task in marked if not isinstance(task, EmptyOperator)])
             if self._extended:
                 for _ in range(self._rng.choice((1, 1, 2))):
                     self._connect(self._task(mapped=False))
@@ -252,6 +252,18 @@ class HistoryDagMaker(DagMaker):
         dag.validate_setup_teardown()
         dag.check_cycle()
         return dag
+
+    @override
+    def _loop(self, name: str, count: int) -> None:
+        """Add a plain group: the tables of a history have one row of each task instance."""
+        with TaskGroup(name):
+            self._fill(count, depth=2, mapped=False)
+
+    def _mark_natively(self, tasks: list[Any]) -> None:
+        """Mark tasks with Airflow's own result mark, which 3.4 stores with the DAG."""
+        self.natively_marked = {task.task_id for task in tasks}
+        for task in tasks if HAS_LOOPS else ():
+            task.returns_dag_result = True
 
     def _add_leaf(self) -> None:
         """Add a task downstream of all tasks, or of all leaves, that is no answer."""

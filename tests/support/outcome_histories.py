@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from stream_server.domain.outcome import WatchOptions
+from support.outcome_airflow import HAS_ROW_PER_TRY
 from support.outcome_cases import HistoryCase
 from support.outcome_clients import Client, ClientEnd, ClientOutcome, Knowledge, Server, find_differences
 from support.outcome_clock import CLOCK, PAUSES
@@ -198,7 +199,7 @@ class History:
         if row.state != "running":
             run.start(key)
             return f"start {key}"
-        if run.delete_stale_value(key) and row.value_at is not None:
+        if run.delete_stale_value(key) and row.value_at is not None and not HAS_ROW_PER_TRY:
             self._count("stale value")
             return f"delete stale value of {key}"
         fail, skip = self._behaviour

@@ -27,18 +27,16 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import (
     TaskInstance,
     _stop_remaining_tasks,
-    clear_task_instances,
     find_relevant_relatives,
 )
-from airflow.models.taskmap import TaskMap
-from airflow.models.xcom import XComModel
 from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
 from airflow.utils.state import DagRunState, TaskInstanceState
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from typing_extensions import override
 
+from support import outcome_airflow
 from support.outcome_clock import CLOCK
 from support.outcome_dags import DAG_ID
 from support.outcome_scheduler import InstanceKey, OrderedDeps, Run, SchedulerDatabase
@@ -91,6 +89,7 @@ class WatchedAirflowRun(Run):
         self._marked = marked
         self._versions = 1
         self._bag = OrderedDagBag(rng)
+        outcome_airflow.serve_versions(self._bag._get_dag)
         self._scheduler = SchedulerJobRunner(job=Job(id=1), executors=[object()])
         self._scheduler.scheduler_dag_bag = self._bag
         self._stale: set[InstanceKey] = set()
@@ -106,7 +105,7 @@ class WatchedAirflowRun(Run):
 
     def _read_for_api(self) -> SerializedDAG:
         """Return the DAG as the API reads it: a copy of its own, because it makes partial copies of that."""
-        self._api_dag = DBDagBag(load_op_links=False).get_dag_for_run(self._run, self._session)
+        self._api_dag = OrderedDagBag(random.Random(0)).get_dag_for_run(self._run, self._session)
         return self._api_dag
 
     @override
@@ -133,26 +132,18 @@ class WatchedAirflowRun(Run):
         if instance_key not in self._stale:
             return False
         self._stale.discard(instance_key)
-        self._session.execute(
-            delete(XComModel).where(XComModel.task_id == instance_key[0], XComModel.map_index == instance_key[1])
-        )
+        outcome_airflow.delete_values(self._session, *instance_key)
         self._refresh()
         return True
 
     def push(self, instance_key: InstanceKey, value: object) -> None:
         """Push a return value, in a transaction of its own."""
-        if isinstance(value, list) and instance_key[1] < 0 and instance_key[0] in self._sources:
-            self._session.merge(TaskMap.from_task_instance_xcom(self._instance(instance_key), value))
-        XComModel.set(
-            key="return_value",
-            value=value,
-            dag_id=DAG_ID,
-            run_id="run",
-            task_id=instance_key[0],
-            map_index=instance_key[1],
-            serialize=False,
-            dag_result=instance_key[0] in self._marked,
-            session=self._session,
+        outcome_airflow.push_return_value(
+            self._session,
+            self._instance(instance_key),
+            value,
+            is_source=instance_key[0] in self._sources,
+            is_marked=instance_key[0] in self._marked,
         )
         self._refresh()
 
@@ -173,16 +164,12 @@ class WatchedAirflowRun(Run):
     @override
     def retry(self, instance_key: InstanceKey) -> None:
         """Wait for another try. Airflow archives this one."""
-        instance = self._instance(instance_key)
-        instance.prepare_db_for_next_try(self._session)
-        instance.set_state(TaskInstanceState.UP_FOR_RETRY, session=self._session)
+        outcome_airflow.wait_for_retry(self._instance(instance_key), self._session)
         self._refresh()
 
     def stop(self, instance_key: InstanceKey) -> None:
         """End a task that was cleared while it ran (`SchedulerJobRunner.process_executor_events`)."""
-        instance = self._instance(instance_key)
-        instance.max_tries = instance.try_number + instance.task.retries
-        instance.set_state(None, session=self._session)
+        outcome_airflow.end_restart(self._instance(instance_key), self._session)
         self._refresh()
 
     # What people and the clock do.
@@ -248,12 +235,12 @@ class WatchedAirflowRun(Run):
         instances = dag.clear(
             dry_run=True, task_ids=markers, run_id="run", session=self._session, run_on_latest_version=on_latest
         )
-        clear_task_instances(instances, self._session, DagRunState.QUEUED, run_on_latest_version=on_latest)
+        outcome_airflow.clear_instances(instances, normal, self._session, on_latest=on_latest)
         self._refresh()
 
     def delete_instance(self, instance_key: InstanceKey) -> None:
         """`DELETE /dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}`."""
-        self._session.delete(self._instance(instance_key))
+        outcome_airflow.delete_instance(self._instance(instance_key), self._session)
         self._refresh()
 
     def deploy(self, text: str, sources: Collection[str], marked: Collection[str]) -> None:

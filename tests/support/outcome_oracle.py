@@ -341,6 +341,8 @@ def pushes(task: Any) -> bool:
 
 
 def is_marked(task: Any) -> bool:
-    """Whether the author marked a task as a result task."""
+    """Whether the author marked a task as a result task, as far as the DAG shows it."""
+    if getattr(task, "returns_dag_result", False):
+        return True
     params = task.partial_kwargs.get("params") if hasattr(task, "partial_kwargs") else task.params
     return dict(params or {}).get("stream_result") is True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
+from importlib import import_module
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -16,8 +17,7 @@ from airflow.models.dag_version import DagVersion
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance as AirflowInstance
-from airflow.models.xcom import XComModel
-from sqlalchemy import and_, select, text
+from sqlalchemy import and_, case, or_, select, text
 from sqlalchemy.orm import Session
 
 from stream_server.domain.graph import Graph
@@ -27,6 +27,7 @@ from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo, Waiting
+from support.outcome_airflow import HAS_ROW_PER_TRY
 from support.outcome_clock import CLOCK
 from support.outcome_dags import DAG_ID
 
@@ -47,26 +48,67 @@ def _write_row(values: str) -> str:
     return f" BEGIN INSERT INTO journal_row ({_COLUMNS}) VALUES ({values}); END"
 
 
+_RUN_TRIGGERS = {
+    "INSERT ON dag_run": _write_row(f"{_RUN_ROW}, NULL, NEW.clear_number, NEW.queued_at, {_DATES}"),
+    "UPDATE ON dag_run WHEN NEW.state IS NOT OLD.state OR NEW.clear_number <> OLD.clear_number": _write_row(
+        f"{_RUN_ROW}, OLD.state, NEW.clear_number, NEW.queued_at, {_DATES}"
+    ),
+}
+_INSTANCE_TRIGGERS = {
+    "INSERT ON task_instance": _write_row(f"{_TASK_ROW}, NULL, NULL, NULL, {_DATES}"),
+    "UPDATE ON task_instance WHEN NEW.state IS NOT OLD.state OR NEW.try_number IS NOT OLD.try_number"
+    " OR NEW.map_index <> OLD.map_index": _write_row(f"{_TASK_ROW}, OLD.state, NULL, NULL, {_DATES}"),
+    "UPDATE ON task_instance WHEN NEW.dag_version_id IS NOT OLD.dag_version_id": _write_row(_CHANGED_ROW),
+    "DELETE ON task_instance": _write_row(_CHANGED_ROW),
+    "INSERT ON xcom WHEN NEW.key = 'return_value'": _write_row(
+        "'xcom', NEW.task_id, NEW.map_index, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NEW.key, NEW.dag_result"
+    ),
+}
+
+_NO_REGION = f"'{'0' * 32}'"
+
+
+def _select_index(of: str) -> str:
+    """Return the `map_index` of Airflow's API (`journal.queries.MAP_INDEX`)."""
+    node = f"(SELECT node_id FROM dynamic_region WHERE id = {of}.region_id)"
+    return f"CASE WHEN {of}.region_id = {_NO_REGION} OR {node} = {of}.task_id THEN {of}.region_index ELSE -1 END"
+
+
+_LAST_TRY = (
+    "CASE WHEN NEW.try_number > 0 AND (NEW.state IS NULL OR NEW.state = 'up_for_retry') THEN NEW.try_number - 1"
+    " ELSE NEW.try_number END"
+)
+_TRY_ROW = f"'task', NEW.task_id, {_select_index('NEW')}, {_LAST_TRY}, NEW.state"
+_VALUE_ROW = (
+    f" BEGIN INSERT INTO journal_row ({_COLUMNS}) SELECT 'xcom', n.task_id, {_select_index('n')}, NULL, NULL, NULL,"
+    " NULL, NULL, NULL, NULL, NEW.key, NEW.dag_result FROM task_instance n"
+    " WHERE n.id = NEW.task_instance_id AND n.working_set; END"
+)
+_TRY_TRIGGERS = {
+    # The old row of a try that is given up was running.
+    "INSERT ON task_instance WHEN NEW.working_set AND"
+    " (NEW.state IS NULL OR NEW.state = 'up_for_retry' OR NEW.try_number = 0)": _write_row(
+        f"{_TRY_ROW}, CASE WHEN NEW.state = 'up_for_retry' THEN 'running' END, NULL, NULL, {_DATES}"
+    ),
+    "UPDATE ON task_instance WHEN NEW.working_set"
+    " AND (NEW.state IS NOT OLD.state OR NEW.region_index <> OLD.region_index)"
+    " AND coalesce(NEW.state, '') <> 'up_for_retry'": _write_row(f"{_TRY_ROW}, OLD.state, NULL, NULL, {_DATES}"),
+    "UPDATE ON task_instance WHEN (NEW.working_set AND NEW.dag_version_id IS NOT OLD.dag_version_id)"
+    " OR (OLD.working_set AND NEW.working_set IS NULL AND NEW.archived_reason = 'superseded')": _write_row(
+        _CHANGED_ROW
+    ),
+    "DELETE ON task_instance WHEN OLD.working_set": _write_row(_CHANGED_ROW),
+    "INSERT ON xcom_v2 WHEN NEW.key = 'return_value'": _VALUE_ROW,
+    "UPDATE ON xcom_v2 WHEN NEW.key = 'return_value'": _VALUE_ROW,
+}
+"""As `journal/sql/functions_tries.sql`."""
+
 TRIGGERS = [
     f"CREATE TABLE journal_row (id INTEGER PRIMARY KEY AUTOINCREMENT, {_COLUMNS})",
     *(
-        f"CREATE TRIGGER journal_{number} AFTER {event}" + _write_row(values)
-        for number, (event, values) in enumerate(
-            {
-                "INSERT ON task_instance": f"{_TASK_ROW}, NULL, NULL, NULL, {_DATES}",
-                "UPDATE ON task_instance WHEN NEW.state IS NOT OLD.state OR NEW.try_number IS NOT OLD.try_number"
-                " OR NEW.map_index <> OLD.map_index": f"{_TASK_ROW}, OLD.state, NULL, NULL, {_DATES}",
-                "UPDATE ON task_instance WHEN NEW.dag_version_id IS NOT OLD.dag_version_id": _CHANGED_ROW,
-                "DELETE ON task_instance": _CHANGED_ROW,
-                "INSERT ON dag_run": f"{_RUN_ROW}, NULL, NEW.clear_number, NEW.queued_at, {_DATES}",
-                "UPDATE ON dag_run WHEN NEW.state IS NOT OLD.state OR NEW.clear_number <> OLD.clear_number": (
-                    f"{_RUN_ROW}, OLD.state, NEW.clear_number, NEW.queued_at, {_DATES}"
-                ),
-                "INSERT ON xcom WHEN NEW.key = 'return_value'": (
-                    "'xcom', NEW.task_id, NEW.map_index, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NEW.key,"
-                    " NEW.dag_result"
-                ),
-            }.items()
+        f"CREATE TRIGGER journal_{number} AFTER {event}{action}"
+        for number, (event, action) in enumerate(
+            {**(_TRY_TRIGGERS if HAS_ROW_PER_TRY else _INSTANCE_TRIGGERS), **_RUN_TRIGGERS}.items()
         )
     ),
 ]
@@ -116,32 +158,61 @@ class Tables(NamedTuple):
 
 
 _INSTANCE: Any = AirflowInstance.__table__
-_XCOM: Any = XComModel.__table__
 _VERSION: Any = DagVersion.__table__
 
 _RUN = select(*(DagRun.__table__.c[name] for name in ("state", "clear_number", "queued_at", "start_date", "end_date")))
 
-_INSTANCES = (
-    select(
-        *(
-            _INSTANCE.c[name]
-            for name in ("task_id", "map_index", "state", "try_number", "start_date", "end_date", "dag_version_id")
-        ),
-        _XCOM.c.timestamp,
-        _XCOM.c.value,
-        _XCOM.c.dag_result,
-        _VERSION.c.version_number,
+
+def _select_instances(index: Any, tried: Any, values: Any, has_value: Any) -> Any:
+    """Return the query for task instances.
+
+    Args:
+        index: Their `map_index`.
+        tried: The number of their last try.
+        values: The table of XComs.
+        has_value: Condition of the XComs of a task instance.
+    """
+    columns = (_INSTANCE.c[name] for name in ("start_date", "end_date", "dag_version_id"))
+    return (
+        select(
+            _INSTANCE.c.task_id,
+            index.label("map_index"),
+            _INSTANCE.c.state,
+            tried,
+            *columns,
+            values.c.timestamp,
+            values.c.value,
+            values.c.dag_result,
+            _VERSION.c.version_number,
+        )
+        .outerjoin(values, and_(has_value, values.c.key == RETURN_VALUE_KEY))
+        .outerjoin(_VERSION, _VERSION.c.id == _INSTANCE.c.dag_version_id)
+        .order_by(_INSTANCE.c.task_id, "map_index")
     )
-    .outerjoin(
-        _XCOM,
-        and_(
-            *(_XCOM.c[name] == _INSTANCE.c[name] for name in ("dag_id", "run_id", "task_id", "map_index")),
-            _XCOM.c.key == RETURN_VALUE_KEY,
-        ),
+
+
+def _select_per_version() -> Any:
+    models = import_module("airflow.models.xcom")
+    if not HAS_ROW_PER_TRY:
+        values = models.XComModel.__table__
+        has_value = and_(
+            *(values.c[name] == _INSTANCE.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
+        )
+        return _select_instances(_INSTANCE.c.map_index, _INSTANCE.c.try_number, values, has_value)
+    values, row = models.XComModelV2.__table__, _INSTANCE.c
+    region = import_module("airflow.models.dynamic_region").DynamicRegion.__table__
+    is_public = or_(row.region_id == UUID(int=0), region.c.node_id == row.task_id)
+    is_waiting = and_(row.try_number > 0, or_(row.state.is_(None), row.state == "up_for_retry"))
+    chosen = _select_instances(
+        case((is_public, row.region_index), else_=-1),
+        case((is_waiting, row.try_number - 1), else_=row.try_number),
+        values,
+        values.c.task_instance_id == row.id,
     )
-    .outerjoin(_VERSION, _VERSION.c.id == _INSTANCE.c.dag_version_id)
-    .order_by(_INSTANCE.c.task_id, _INSTANCE.c.map_index)
-)
+    return chosen.outerjoin(region, region.c.id == row.region_id).where(row.working_set.is_(True))
+
+
+_INSTANCES = _select_per_version()
 """Made once, and of tables, not of classes: SQLAlchemy needs most of the time to make them."""
 
 
