@@ -17,7 +17,15 @@ import httpx
 import msgspec
 from starlette.requests import cookie_parser
 
-from stream_server.auth.airflow_bodies import AnswerBody, InstancePage, RunBody, RunPage, RunStateBody, TokenBody
+from stream_server.auth.airflow_bodies import (
+    AnswerBody,
+    InstancePage,
+    RequestBody,
+    RunBody,
+    RunPage,
+    RunStateBody,
+    TokenBody,
+)
 from stream_server.domain.human_input import RequestKey
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.errors import AirflowNotResponding, AirflowRefused, AirflowTimeout, UrlTooLong
@@ -168,12 +176,30 @@ class AirflowApi:
         path = f"{run_path(key)}/taskInstances/{quote(task_id, safe='')}/{map_index}/hitlDetails"
         if iteration is not None:
             path = f"{path}?{await self._find_region(key, task_id, map_index, iteration)}"
+        await self._check_answer(path, answer)
         try:
             return await self._request_body(AnswerBody, "PATCH", path, answer, doubt=MAYBE_ANSWERED)
         except AirflowRefused as error:
             if error.status != BAD_REQUEST:
                 raise
             raise AirflowRefused(str(error), UNPROCESSABLE) from None
+
+    async def _check_answer(self, path: str, answer: Mapping[str, Any]) -> None:
+        """Refuse an answer that Airflow would accept, and that would fail the task or is for an earlier request.
+
+        Airflow checks the options from 3.3 on, the time of the request from 3.4 on, and the names of fields never.
+
+        Raises:
+            AirflowRefused: As for `answer_request`. If the caller can't read the request, Airflow decides alone.
+        """
+        request = (await self.get(RequestBody, path, TIMEOUT_SECONDS)).body
+        if request is None or request.response_received:
+            return
+        asked_at = answer.get("request_created_at")
+        if asked_at is not None and request.is_other_than(asked_at):
+            raise AirflowRefused(f"The task has asked again since {asked_at}, at {request.created_at.isoformat()}", 409)
+        if misfit := request.find_misfit(answer["chosen_options"], answer["params_input"]):
+            raise AirflowRefused(misfit, UNPROCESSABLE)
 
     async def _find_region(self, key: RunKey, task_id: str, map_index: int, iteration: int) -> str:
         """Return the query by which Airflow 3.4 names the instance of a task in an iteration of a loop."""

@@ -5,6 +5,7 @@ An answer of another shape raises `AirflowNotResponding`, wherever it is read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from stream_server.protocol.input_frames import InputUser
 
 StorableName = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\ud800-\udfff]+$")]
 """A name that PostgreSQL can store. A JSON string can also have NUL, and half a surrogate pair."""
+
+AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class TokenBody(msgspec.Struct):
@@ -70,6 +73,33 @@ class InstancePage(msgspec.Struct):
     """List of task instances."""
 
     task_instances: list[InstanceBody]
+
+
+class RequestBody(msgspec.Struct):
+    """A request for human input."""
+
+    options: list[str]
+    created_at: datetime
+    multiple: bool | None = None
+    params: dict[str, Any] | None = None
+    response_received: bool = False
+
+    def is_other_than(self, asked_at: str) -> bool:
+        """Whether the task asked at another time. A text that is no time with a zone is left to Airflow."""
+        try:
+            return msgspec.convert(asked_at, AwareTime) != self.created_at
+        except msgspec.ValidationError:
+            return False
+
+    def find_misfit(self, chosen_options: Sequence[str], params_input: Mapping[str, Any]) -> str | None:
+        """Return why an answer would fail the task, as its operator would (`HITLOperator.execute_complete`)."""
+        if unknown := [option for option in chosen_options if option not in self.options]:
+            return f"{unknown} are no options of the request; it has {self.options}"
+        if len(chosen_options) > 1 and not self.multiple:
+            return f"The request permits one option, and the answer has {[*chosen_options]}"
+        if self.params and params_input and params_input.keys() != self.params.keys():
+            return f"The answer must have the fields {sorted(self.params)}, and it has {sorted(params_input)}"
+        return None
 
 
 class AnswerBody(msgspec.Struct):

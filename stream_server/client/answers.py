@@ -39,7 +39,7 @@ async def answer_input(
         map_index: Index of an instance of a mapped task.
         iteration: Iteration of the task loop (Airflow 3.4) around the task.
         params_input: JSON value by field of the form.
-        asked_at: `asked_at` of the request. Airflow 3.4 refuses the answer if the task has asked again since.
+        asked_at: `asked_at` of the request. The answer is refused if the task has asked again since.
         token: Bearer token.
 
     Raises:

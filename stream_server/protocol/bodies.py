@@ -146,10 +146,7 @@ class InputAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     asked_at: Annotated[
         str | None,
         Meta(
-            description=(
-                "`asked_at` of the request. From Airflow 3.4 on, the answer is refused with 409 if the task has asked"
-                " again since."
-            )
+            description=("`asked_at` of the request. The answer is refused with 409 if the task has asked again since.")
         ),
     ] = None
 

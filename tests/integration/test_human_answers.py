@@ -90,7 +90,7 @@ async def test_an_answer_to_an_iteration_of_a_loop_names_its_region(
     assert unknown.status_code == 404
     assert "no instance of task 'ask' in iteration 3" in unknown.json()["detail"]
     invalid = await caller.post(f"{INPUT}?iteration=-1", json=ANSWER)
-    assert invalid.status_code == 400
+    assert invalid.status_code == 422
     assert len(stub.patches) == 1
 
 
@@ -117,6 +117,40 @@ async def test_an_invalid_answer_is_not_passed_on(
     response = await caller.post(INPUT, content=body)
     assert (response.status_code, response.json()["title"]) == (422, "Bad request")
     assert stub.patches == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "text"),
+    [
+        ({"chosen_options": ["Maybe"]}, 422, "['Maybe'] are no options of the request; it has ['Approve', 'Reject']"),
+        ({"chosen_options": ["Approve", "Reject"]}, 422, "permits one option"),
+        ({"chosen_options": ["Approve"], "params_input": {"why": 1}}, 422, "must have the fields ['reason']"),
+        ({"chosen_options": ["Approve"], "asked_at": "2026-11-22T14:20:00.123455Z"}, 409, "has asked again"),
+        ({"chosen_options": ["Approve"], "asked_at": "2026-11-22T15:20:00.123456+01:00"}, 200, ""),
+        ({"chosen_options": ["Approve"], "asked_at": "2026-11-22T14:20:00.123456"}, 200, ""),
+        ({"chosen_options": ["Approve"], "params_input": {"reason": None}}, 200, ""),
+    ],
+)
+async def test_an_answer_that_would_fail_the_task_is_refused_on_every_airflow(
+    caller: httpx.AsyncClient, stub: AirflowStub, responses: list[Any], answer: dict[str, Any], status: int, text: str
+) -> None:
+    before, asked_at = stub.instead, "2026-11-22T14:20:00.123456Z"
+    assert before is not None
+    request = {"options": ["Approve", "Reject"], "created_at": asked_at, "multiple": False, "params": {"reason": {}}}
+
+    async def respond(received: ReceivedRequest) -> Any:
+        is_read = (received.method, received.target) == ("GET", f"{PATH}/-1/hitlDetails")
+        return JSONResponse(request) if is_read else await before(received)
+
+    stub.instead = respond
+    response = await caller.post(INPUT, json=answer)
+    assert response.status_code == status
+    assert text in response.json().get("detail", "")
+    assert len(stub.patches) == (status == 200)
+    # Airflow's own text names the user that was faster.
+    request |= {"response_received": True}
+    responses[:] = [JSONResponse({"detail": "Not so"}, 409)]
+    assert (await caller.post(INPUT, json=answer)).status_code == 409
 
 
 @pytest.mark.parametrize("query", ["?map_index=-2", "?map_index=x", "?index=1"])

@@ -113,6 +113,11 @@ class AirflowStub:
                 stub._respond_to_read({}),
                 methods=["PATCH"],
             ),
+            Route(
+                f"{run}/taskInstances/{{task_id}}/{{map_index}}/hitlDetails",
+                stub._respond_to_read({"detail": "not found"}, 404),
+                methods=["GET"],
+            ),
             Route(f"{run}/hitlDetails", stub._respond_to_read({"hitl_details": []}), methods=["GET"]),
             Route("/api/v2/version", stub._respond_to_read({"version": "3.3.0"}), methods=["GET"]),
             Route("/auth/token", stub._log_in, methods=["POST"]),
@@ -163,14 +168,14 @@ class AirflowStub:
             state = await _state(airflow, key)
         return JSONResponse(describe_run(key, state)) if state else JSONResponse({"detail": "not found"}, 404)
 
-    def _respond_to_read(self, found: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
+    def _respond_to_read(self, found: dict[str, Any], status: int = 200) -> Callable[[Request], Awaitable[Response]]:
         """Respond to requests that the server makes only to check a permission."""
 
         async def respond(request: Request) -> Response:
             received = await self._record(request)
             if self.instead is not None and (answer := await self.instead(received)) is not None:
                 return answer
-            return JSONResponse(found)
+            return JSONResponse(found, status)
 
         return respond
 

@@ -130,7 +130,7 @@ def _build_schemas() -> Json:
         "id": "ID that the client chooses.",
         "chosen_options": "One of the options, or several if the request permits it.",
         "params_input": "JSON value by field of the form.",
-        "asked_at": "`asked_at` of the request. Airflow 3.4 refuses the answer if the task has asked again.",
+        "asked_at": "`asked_at` of the request. The answer is refused if the task has asked again.",
         "op": "The operation.",
     }
     found = {**build_frame_schemas(references), **build_schemas(CLIENT_MESSAGES, references, descriptions)}
