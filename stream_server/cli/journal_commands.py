@@ -93,4 +93,5 @@ def _format_status(found: installer.JournalStatus) -> list[str]:
     for trigger in found.triggers:
         state = "ok" if trigger.is_working else "not ok"
         lines.append(f"trigger {trigger.trigger} on {trigger.table}: {state}")
-    return lines + [f"problem: {problem}" for problem in found.problems]
+    lines += [f"problem: {problem}" for problem in found.problems]
+    return lines + [f"warning: {warning}" for warning in found.warnings]

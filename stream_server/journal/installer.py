@@ -48,6 +48,12 @@ SCHEMA_UNKNOWN = (
 )
 """Problem of a journal whose triggers lacked a column or table of Airflow."""
 
+HIDDEN_FLAG = (
+    "the role {role} may not read whether the triggers do nothing; run `stream-server install --reader {role}`, or"
+    " `GRANT SELECT ON SEQUENCE stream_server.unknown_schema TO {role}`"
+)
+"""Warning for a role that an earlier version has granted its privileges."""
+
 OWNER_PROBLEM = (
     "the owner of the trigger functions, {owner}, lacks SELECT on {tables}, so the triggers lose transitions;"
     " grant it, see Roles in docs/operations.md"
@@ -112,6 +118,9 @@ class JournalStatus:
     schema_unknown: bool = False
     """Whether the triggers met tables of Airflow that they can't read. They do nothing since then."""
 
+    hidden_flag: str | None = None
+    """Which privilege is missing to read `schema_unknown`, as a sentence; `None` if none."""
+
     airflow_problem: str | None = None
     """What Airflow's tables lack and what to do, as a sentence; `None` if nothing."""
 
@@ -142,9 +151,14 @@ class JournalStatus:
         ]
         return [*problems, *filter(None, (trigger.problem for trigger in self.triggers))]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should look at, as sentences, although the journal works; empty if nothing."""
+        return [] if self.hidden_flag is None else [self.hidden_flag]
+
     def as_json(self) -> dict[str, Any]:
         """Return the output of `stream-server status --json`."""
-        return {"well": not self.problems, "problems": self.problems, **asdict(self)}
+        return {"well": not self.problems, "problems": self.problems, "warnings": self.warnings, **asdict(self)}
 
 
 def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
@@ -260,7 +274,9 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         meta = await connection.fetchrow(
             "SELECT version, oldest_server, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses,"
             " CASE WHEN has_sequence_privilege(s.unknown_schema, 'SELECT')"
-            " THEN pg_sequence_last_value(s.unknown_schema) END IS NOT NULL AS schema_unknown"
+            " THEN pg_sequence_last_value(s.unknown_schema) END IS NOT NULL AS schema_unknown,"
+            " CASE WHEN NOT has_sequence_privilege(s.unknown_schema, 'SELECT')"
+            " THEN quote_ident(current_user) END AS role_without_flag"
             " FROM stream_server.meta, stream_server.losses,"
             " to_regclass('stream_server.unknown_schema') AS s (unknown_schema)"
         )
@@ -281,6 +297,7 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         enabled=meta["enabled"],
         losses=meta["losses"],
         schema_unknown=meta["schema_unknown"],
+        hidden_flag=None if meta["role_without_flag"] is None else HIDDEN_FLAG.format(role=meta["role_without_flag"]),
         airflow_problem=tables.describe_problem(),
         owner_problem=None if lacking is None else OWNER_PROBLEM.format(**lacking),
         foreign=None if reason is None else describe_foreign_journal(reason),

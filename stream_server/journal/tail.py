@@ -129,6 +129,9 @@ class TailStatus:
     problems: list[str] = field(default_factory=lambda: ["the journal has not been reached yet"])
     """Why streams may be incomplete or late, as sentences; empty if nothing is wrong."""
 
+    warnings: list[str] = field(default_factory=list)
+    """What an operator should look at, as sentences, although streams can be served."""
+
 
 class Tail:
     """Follows the journal of one database for the lifetime of the process.
@@ -340,8 +343,10 @@ class Tail:
             # If triggers were restored, one resync is enough: CREATE TRIGGER has waited for all transactions that wrote
             # without them.
             self._resync(self._position, "transitions_lost")
-        if problems != self.status.problems:
-            self.status = replace(self.status, problems=problems)
+        for warning in set(status.warnings).difference(self.status.warnings):
+            log.warning("%s", warning, extra={"action": "journal_warning"})
+        if (problems, status.warnings) != (self.status.problems, self.status.warnings):
+            self.status = replace(self.status, problems=problems, warnings=status.warnings)
 
     def _may_restore_triggers(self, status: JournalStatus) -> bool:
         """Whether the triggers can read Airflow's tables, as far as is known.

@@ -83,7 +83,7 @@ class JournalService(JournalSource):
     @property
     @override
     def warnings(self) -> list[str]:
-        return self._gauges.warnings
+        return [*self.tail.status.warnings, *self._gauges.warnings]
 
     @override
     async def run(self) -> None:

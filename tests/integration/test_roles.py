@@ -170,6 +170,33 @@ async def test_a_reader_gets_what_serve_needs_and_nothing_else(
             await fetch(url, forbidden)
 
 
+async def test_a_reader_that_cannot_read_the_flag_of_the_triggers_is_reported(
+    airflow_database: str, role: Callable[[str], str]
+) -> None:
+    """An earlier version has granted its privileges, before there was such a flag."""
+    reader = role("reader")
+    await install_for(airflow_database, reader)
+    url = url_as(reader, airflow_database)
+    assert (await fetch_status(url)).warnings == []
+    await execute(airflow_database, f"REVOKE SELECT ON SEQUENCE stream_server.unknown_schema FROM {reader}")
+    found = await fetch_status(url)
+    (warning,) = found.warnings
+    assert found.problems == []
+    assert f"install --reader {reader}`" in warning
+    async with (
+        running_server(Settings.load(database_url=url, port=0)) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+
+        async def is_reported() -> bool:
+            ready = await client.get("/ready")
+            return (ready.status_code, ready.json()["warnings"]) == (200, [warning])
+
+        await eventually_answered(is_reported, DEADLINE, "the warning")
+    await execute(airflow_database, warning.split("`")[-2])
+    assert (await fetch_status(url)).warnings == []
+
+
 async def test_uninstall_revokes_the_grants_of_the_reader(airflow_database: str, role: Callable[[str], str]) -> None:
     reader, analyst = role("reader"), role("analyst")
     await fetch(airflow_database, f"GRANT SELECT ON dag_run, xcom TO {analyst}")
