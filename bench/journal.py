@@ -41,14 +41,17 @@ WRITERS = (1, 8, 32)
 LISTENERS = (1, 4, 16)
 
 INSTANCE = "dag_id = 'bench' AND run_id = 'run' AND task_id = 't'"
+INDEXES = ("map_index", "region_index")
+"""The column with the index of a task instance: up to Airflow 3.3, and from 3.4 on."""
+
 FLIP = "state = CASE state WHEN 'queued' THEN 'running' ELSE 'queued' END, updated_at = now()"
 PICK = f"\\set n random(0, {ROWS - 1}) + :client_id * {ROWS}\n"
 WORKLOADS = {
     "heartbeat": f"{PICK}UPDATE task_instance SET last_heartbeat_at = now(), updated_at = now()"
-    f" WHERE {INSTANCE} AND map_index = :n;\n",
-    "transition": f"{PICK}UPDATE task_instance SET {FLIP} WHERE {INSTANCE} AND map_index = :n;\n",
+    f" WHERE {INSTANCE} AND {{index}} = :n;\n",
+    "transition": f"{PICK}UPDATE task_instance SET {FLIP} WHERE {INSTANCE} AND {{index}} = :n;\n",
     "500 rows": f"\\set first :client_id * {ROWS}\nUPDATE task_instance SET {FLIP}"
-    f" WHERE {INSTANCE} AND map_index BETWEEN :first AND :first + {ROWS - 1};\n",
+    f" WHERE {INSTANCE} AND {{index}} BETWEEN :first AND :first + {ROWS - 1};\n",
 }
 
 NONE, JOURNAL, ALWAYS, IDLE_NOTIFY = "no trigger", "journal", "a NOTIFY each", "journal and NOTIFY"
@@ -106,12 +109,15 @@ def main() -> int:
         TemporaryDirectory() as folder,
         _busy_processes(options.busy),
     ):
-        uvloop.run(prepare(running.database_url))
+        scripts = uvloop.run(prepare(running.database_url))
+        files = {name: Path(folder, name.replace(" ", "_")) for name in scripts}
+        for name, text in scripts.items():
+            files[name].write_text(text)
         for number in range(1, options.rounds + 1):
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
             for case in cases:
                 for mode in MODES:
-                    rates[case][mode].append(_rate(running, Path(folder), case, mode, options.seconds))
+                    rates[case][mode].append(_rate(running, files[case.workload], case, mode, options.seconds))
     _show(rates)
     print(json.dumps(_figures(rates, options)))
     return 0
@@ -137,13 +143,17 @@ def _busy_processes(processes: int) -> Iterator[None]:
             one.wait()
 
 
-async def prepare(url: str) -> None:
-    """Write a task instance for each row that a writer can pick."""
+async def prepare(url: str) -> dict[str, str]:
+    """Write a task instance for each row that a writer can pick. Return the scripts of `WORKLOADS` for these tables."""
     async with AirflowSql.open(url) as airflow:
         version = await airflow.add_dag(KEY.dag_id, {"t": []})
         await airflow.trigger(KEY, version, [])
+        index = await airflow.connection.fetchval(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'task_instance'::regclass AND attname = ANY ($1)",
+            INDEXES,
+        )
         await airflow.connection.execute(
-            "INSERT INTO task_instance (id, task_id, dag_id, run_id, map_index, try_number, max_tries, pool,"
+            f"INSERT INTO task_instance (id, task_id, dag_id, run_id, {index}, try_number, max_tries, pool,"
             " pool_slots, dag_version_id, state) SELECT gen_random_uuid(), 't', $1, $2, n, 1, 0, 'default_pool', 1,"
             " $3, 'queued' FROM generate_series(0, $4::integer - 1) AS n",
             *KEY,
@@ -151,12 +161,11 @@ async def prepare(url: str) -> None:
             max(WRITERS) * ROWS,
         )
         await airflow.connection.execute("VACUUM ANALYZE task_instance")
+    return {workload: text.replace("{index}", index) for workload, text in WORKLOADS.items()}
 
 
-def _rate(running: Testbed, folder: Path, case: Case, mode: str, seconds: int) -> float:
+def _rate(running: Testbed, script: Path, case: Case, mode: str, seconds: int) -> float:
     """Return the transactions per second that pgbench commits."""
-    script = folder / "script.sql"
-    script.write_text(WORKLOADS[case.workload])
     with ExitStack() as others:
         for _ in range(case.listeners - 1):
             others.enter_context(_running_program(FOLLOWING, running.database_url))

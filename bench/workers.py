@@ -30,7 +30,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.journal import WORKLOADS, prepare
+from bench.journal import prepare
 from bench.stream_clients import SseClient, use_client
 from bench.testbed import raise_on_sigterm, running_database, running_server
 from bench.writer import CONNECTIONS, Commit, add_run, write_transitions
@@ -71,7 +71,8 @@ def main() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with raise_on_sigterm(), running_database() as (url, directory), TemporaryDirectory() as folder:
-        uvloop.run(prepare(url))
+        script = Path(folder, "script.sql")
+        script.write_text(uvloop.run(prepare(url))["transition"])
         postmaster = _postmaster(url)
         for number in range(1, options.rounds + 1):
             for name, figures in found.items():
@@ -80,7 +81,7 @@ def main() -> int:
                     key = RunKey(f"round_{number}", name)
                     for figure, value in _steady(url, key, variant, postmaster, options).items():
                         figures[figure].append(value)
-                    figures["commits_per_s"].append(_max_rate(url, Path(folder), options.seconds))
+                    figures["commits_per_s"].append(_max_rate(url, script, options.seconds))
         spread = _connections_per_worker(url, directory, options)
     medians = {name: {what: statistics.median(each) for what, each in one.items()} for name, one in found.items()}
     _show(medians)
@@ -170,10 +171,8 @@ async def _measure_delivery(
     return [1000 * (one.at - commits[one.number]) for client in clients for one in client.received().deliveries]
 
 
-def _max_rate(url: str, folder: Path, seconds: int) -> float:
+def _max_rate(url: str, script: Path, seconds: int) -> float:
     """Return the transactions per second that pgbench commits."""
-    script = folder / "script.sql"
-    script.write_text(WORKLOADS["transition"])
     done = subprocess.run(
         [
             *(PostgresInstallation.find().program_path("pgbench"), "--no-vacuum", "--protocol=prepared"),

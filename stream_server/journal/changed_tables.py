@@ -12,8 +12,12 @@ from stream_server.errors import JournalMissing
 class HasQueries(Protocol):
     """Caches queries for the columns of Airflow's tables."""
 
-    def forget_queries(self) -> bool:
-        """Have the next read ask for the columns again. Return whether any queries were cached."""
+    @property
+    def has_queries(self) -> bool:
+        """Whether any are cached. A read that begins without any asks for the columns itself."""
+
+    def forget_queries(self) -> None:
+        """Have the next read ask for the columns again."""
 
 
 P = ParamSpec("P")
@@ -28,11 +32,14 @@ def repeat_for_new_tables(
 
     @wraps(read)
     async def read_again(self: S, /, *arguments: P.args, **options: P.kwargs) -> R:
+        # Asked for now: the read itself forgets them where a table is missing.
+        had_queries = self.has_queries
         try:
             return await read(self, *arguments, **options)
         except JournalMissing:
-            if not self.forget_queries():
+            if not had_queries:
                 raise
+            self.forget_queries()
             return await read(self, *arguments, **options)
 
     return read_again

@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 
 from stream_server.domain.transition import Transition, UndecodableRow, decode_row
-from stream_server.errors import JournalUnreachable
+from stream_server.errors import JournalMissing, JournalUnreachable
 from stream_server.journal.connection import DatabaseConnection, close_connection, connect, map_postgres_errors
 from stream_server.journal.human_input import InstanceName, fetch_requests
 from stream_server.journal.installer import JournalStatus, load_queries_for, read_status
@@ -180,7 +180,12 @@ class JournalReader:
         if ids and "human_input" not in self._queries:
             # The rows show that the table exists: Airflow was upgraded since the connection was opened.
             self._queries = await load_queries_for(self.connection, only_journal=True)
-        return await fetch_requests(self.connection, self._queries, ids, names)
+        try:
+            return await fetch_requests(self.connection, self._queries, ids, names)
+        except JournalMissing:
+            # Airflow was migrated to tables with other columns.
+            self._queries = await load_queries_for(self.connection, only_journal=True)
+            return await fetch_requests(self.connection, self._queries, ids, names)
 
     async def is_replica(self) -> bool:
         """Whether the server is a read replica now: it may have been promoted since the connection was opened."""

@@ -277,10 +277,14 @@ class RunStore:
         if self._pool is not None:
             await self._pool.expire_connections()
 
-    def forget_queries(self) -> bool:
-        """Have the next read ask for the columns of Airflow's tables. Return whether any queries were cached."""
-        had_queries, self._queries = self._queries is not None, None
-        return had_queries
+    @property
+    def has_queries(self) -> bool:
+        """Whether queries for the columns of Airflow's tables are cached."""
+        return self._queries is not None
+
+    def forget_queries(self) -> None:
+        """Have the next read ask for the columns of Airflow's tables."""
+        self._queries = None
 
     @asynccontextmanager
     async def acquire_connection(self) -> AsyncIterator[tuple[AnyConnection, dict[str, str]]]:

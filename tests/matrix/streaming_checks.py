@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from matrix.versioned_sql import LEAVES, VersionedSql
+from matrix.versioned_sql import LEAVES, VersionedSql, request_human_input
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import fetch_status
 from stream_server.settings import Settings
@@ -88,6 +88,17 @@ async def assert_native_marks(url: str, server: RunningServer) -> None:
             await airflow.set_run(key, "success")
             assert (await events.rest())[-2]["results"] == {"answer": 42}
     assert await results_for_late_client(server, key) == {"answer": 42}
+
+
+async def assert_asks(url: str, server: RunningServer) -> None:
+    """Check that the request for human input of a running task is streamed."""
+    async with VersionedSql.open(url) as airflow:
+        key = await trigger_new_run(airflow, LEAVES, {})
+        async with sse(server.url, key, "?until=run") as events:
+            await events.until("snapshot")
+            await airflow.start_task(key, "ask")
+            await request_human_input(airflow, key, "ask")
+            assert (await events.until("input"))[-1]["task_id"] == "ask"
 
 
 async def results_for_late_client(server: RunningServer, key: RunKey) -> object:

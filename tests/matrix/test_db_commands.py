@@ -17,13 +17,15 @@ from matrix.streaming_checks import (
     get_readiness,
     running_server_on,
 )
-from matrix.upgraded_databases import VERSIONS, UpgradedDatabases, install_now
+from matrix.upgraded_databases import DATABASE_VERSIONS, VERSIONS, UpgradedDatabases, install_now
 from matrix.versioned_sql import VersionedSql
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import fetch_status
 from support.streams import sse, types
 
 PREVIOUS = VERSIONS[-2]
+LATER = DATABASE_VERSIONS[len(VERSIONS) :]
+"""Pre-releases."""
 
 CLEAN = ("clean", "--clean-before-timestamp", "2100-01-01", "--yes", "--error-on-cleanup-failure")
 """All runs that have started; without the last option, tables that cannot be cleaned are no error."""
@@ -57,13 +59,15 @@ async def test_downgrade_and_upgrade_again_under_a_server(databases: UpgradedDat
         await assert_native_marks(url, server)
 
 
-@pytest.mark.parametrize("options", [(), ("--skip-archive",)], ids=["archive", "skip-archive"])
-async def test_clean(databases: UpgradedDatabases, options: tuple[str, ...]) -> None:
-    url = await databases.copy_of(NEWEST)
+@pytest.mark.parametrize(
+    ("version", "options"), [(NEWEST, ()), (NEWEST, ("--skip-archive",)), *((version, ()) for version in LATER)]
+)
+async def test_clean(databases: UpgradedDatabases, version: str, options: tuple[str, ...]) -> None:
+    url = await databases.copy_of(version)
     async with running_server_on(url) as server:
         async with sse(server.url, RunKey("history", "manual__running"), "?until=run", timeout=60) as events:
             await events.until("snapshot")
-            await databases.airflow_db(NEWEST, url, *CLEAN, *options)
+            await databases.airflow_db(version, url, *CLEAN, *options)
             frames = await events.rest()
         assert (types(frames)[-1], frames[-1]["state"]) == ("end", None)
         await assert_streams(url, server)
@@ -77,11 +81,12 @@ async def test_clean(databases: UpgradedDatabases, options: tuple[str, ...]) -> 
     assert (await fetch_status(url)).problems == []
 
 
-async def test_reset_drops_the_triggers_and_install_restores_them(databases: UpgradedDatabases) -> None:
-    url = await databases.copy_of(NEWEST)
+@pytest.mark.parametrize("version", [NEWEST, *LATER])
+async def test_reset_drops_the_triggers_and_install_restores_them(databases: UpgradedDatabases, version: str) -> None:
+    url = await databases.copy_of(version)
     before = await fetch_status(url)
     async with running_server_on(url) as server:
-        await databases.airflow_db(NEWEST, url, "reset", "--yes")
+        await databases.airflow_db(version, url, "reset", "--yes")
         assert (await fetch_status(url)).problems == [
             f"trigger {trigger.trigger} on {trigger.table} is missing" for trigger in before.triggers
         ]

@@ -11,6 +11,7 @@ from matrix.environments import HAS_UPCOMING, UPCOMING
 from matrix.streaming_checks import (
     FREQUENT_CHECKS,
     NEVER,
+    assert_asks,
     assert_native_marks,
     assert_streams,
     assert_triggers_restored,
@@ -119,8 +120,8 @@ async def test_a_server_adapts_the_triggers_to_tries_as_rows_and_back(databases:
                 rows = "SELECT kind, run_id, task_id, state FROM stream_server.journal WHERE id > $1"
                 assert await airflow.connection.fetch(rows, before) == []
             await assert_triggers_restored(url)
-            if command == ["migrate"]:
-                await assert_streams(url, server)
+            await assert_streams(url, server)
+            await assert_asks(url, server)
             async with VersionedSql.open(url) as airflow:
                 before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
 

@@ -16,3 +16,11 @@ CREATE TABLE legacy_task_data_owner (
     dag_id varchar, run_id varchar, task_id varchar, map_index integer, task_instance_id uuid);
 """
 """Statements for a database of Airflow 3.3. They keep the rows."""
+
+INSTANCE_TABLES = """
+DROP TABLE dynamic_region, xcom_v2, legacy_task_data_owner;
+ALTER TABLE xcom_v1 RENAME TO xcom;
+ALTER TABLE task_instance DROP COLUMN region_id, DROP COLUMN working_set, DROP COLUMN archived_reason;
+ALTER TABLE task_instance RENAME COLUMN region_index TO map_index;
+"""
+"""The reverse, as `airflow db downgrade`. They keep the rows, but for new values."""
