@@ -9,7 +9,7 @@ ALTER TABLE task_instance
     ADD COLUMN working_set boolean DEFAULT true, ADD COLUMN archived_reason varchar;
 CREATE TABLE dynamic_region (id uuid PRIMARY KEY, node_id varchar NOT NULL, parent_region_index integer);
 CREATE TABLE xcom_v2 (
-    task_instance_id uuid, key varchar, value json, timestamp timestamptz, dag_result boolean,
+    task_instance_id uuid, key varchar, value jsonb, timestamp timestamptz, dag_result boolean,
     PRIMARY KEY (task_instance_id, key));
 ALTER TABLE xcom RENAME TO xcom_v1;
 CREATE TABLE legacy_task_data_owner (
