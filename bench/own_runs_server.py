@@ -113,7 +113,7 @@ class Moments:
         """Seconds of each read of the tail, and its number of transactions."""
 
         self.collections: list[float] = []
-        """Seconds of each pass of the garbage collector."""
+        """Seconds of CPU of each pass of the garbage collector."""
 
         self._collection_began = 0.0
         self._waited = 0
@@ -154,9 +154,9 @@ class Moments:
 
     def _on_collection(self, phase: str, _info: dict[str, int]) -> None:
         if phase == "start":
-            self._collection_began = time.monotonic()
+            self._collection_began = time.thread_time()
         else:
-            self.collections.append(time.monotonic() - self._collection_began)
+            self.collections.append(time.thread_time() - self._collection_began)
 
 
 def _waited_nanoseconds() -> int:
