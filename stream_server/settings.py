@@ -263,6 +263,9 @@ class Settings(BaseSettings):
     idempotency_ttl: Duration = Field(default=24 * 3600.0, gt=0)
     """How long an `Idempotency-Key` is remembered."""
 
+    mcp_wait: Duration = Field(default=50.0, gt=0)
+    """How long a call of a tool waits for a result; then the agent gets the URI of the run, to wait again."""
+
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     """Maximum size of a request body; larger ones are refused."""
 

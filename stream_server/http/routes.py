@@ -24,6 +24,7 @@ from stream_server.http.endpoints import (
     wait,
     websocket,
 )
+from stream_server.http.mcp.endpoints import receive_message, resume_response
 from stream_server.http.openai.endpoints import complete_chat, get_model, list_models
 from stream_server.http.openai.error_responses import ErrorResponseMiddleware
 from stream_server.http.openai.responses import cancel_response, create_response, get_response
@@ -33,6 +34,7 @@ RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
 CHAT = "/api/v2/dags/{dag_id}/chat"
 SESSION = "/api/v2/stream/session"
+MCP = "/mcp"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -60,6 +62,8 @@ def api_routes() -> list[BaseRoute]:
         (CHAT, answer_chat, "POST"),
         (f"{CHAT}/{{chat_id}}/stream", resume_chat, "GET"),
         (f"{CHAT}/{{chat_id}}/stop", stop_chat, "POST"),
+        (MCP, receive_message, "POST"),
+        (MCP, resume_response, "GET"),
     )
     websockets = (
         (RUN_STREAM, websocket.serve_run_websocket),

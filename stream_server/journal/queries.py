@@ -150,6 +150,7 @@ def load_server_queries(airflow_schema: str, *, has_tries: bool, with_requests: 
     parts = {**{name: blocks[name] for name in ("request_record", "current_requests")}, **reads}
     of_run = fill_placeholders(blocks["requests_of_run" if with_requests else "no_requests"], **parts)
     queries = load_queries(requests_of_run=of_run, **reads, airflow=airflow)
+    queries |= load_queries("dag_lists.sql", airflow=airflow)
     if with_requests:
         queries["human_input"] = fill_placeholders(blocks["human_input"], **parts, airflow=airflow)
     return {name: fill_placeholders(text, airflow=airflow) for name, text in queries.items()}

@@ -46,10 +46,11 @@ class TcpProxy:
             await proxy.cut_connections()
             await server.wait_closed()
 
-    async def switch_to(self, target: int | None) -> None:
-        """Cut all connections, and forward new ones to another server."""
+    async def switch_to(self, target: int | None, *, cut: bool = True) -> None:
+        """Forward new connections to another server, and cut the existing ones."""
         self._target = target
-        await self.cut_connections()
+        if cut:
+            await self.cut_connections()
 
     async def cut_connections(self) -> None:
         """Cut all connections without a close frame."""

@@ -51,7 +51,7 @@ async def _answer(request: Request, caller: Caller, *, resets_steps: bool) -> Re
     refuse_paused_dag(dag)
     key = request.headers.get("idempotency-key")
     run = await start_run(
-        request, caller, dag_id, question, None if key is None else RequestKey(key), cancel_after=None
+        request, caller, dag_id, question.conf, None if key is None else RequestKey(key), cancel_after=None
     )
     with close_on_error(run), name_run_in_errors(request, run.key):
         await store_current_run(state, run.key, wanted.id)

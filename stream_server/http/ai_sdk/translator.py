@@ -28,6 +28,8 @@ class UiMessageTranslator:
         resets_steps: Whether the client knows `reset-step`.
     """
 
+    is_complete = False
+
     def __init__(self, key: RunKey, *, resets_steps: bool) -> None:
         self._key, self._resets_steps = key, resets_steps
         self._answer = Answer()

@@ -115,7 +115,7 @@ class Answer:
     def _finish(self, end: End) -> list[Step]:
         outcome = self._outcome
         if isinstance(outcome, Failure):
-            return [Failed(_describe_failure(outcome), outcome.reason, BAD_GATEWAY)]
+            return [Failed(describe_failure(outcome), outcome.reason, BAD_GATEWAY)]
         if outcome is None and not self._is_withheld:
             return [*self._text.finish(None), Finished(None)]
         if outcome is None or outcome.withheld:
@@ -182,6 +182,7 @@ def name_instance(frame: Progress | TaskTransition | TaskInfo | InputFrame) -> s
     return f"{frame.task_id}{index}" + ("" if iteration is None else f" (iteration {iteration})")
 
 
-def _describe_failure(failure: Failure) -> str:
+def describe_failure(failure: Failure) -> str:
+    """Return why a run has no result, in one line."""
     task = f" (task {failure.task_id!r})" if failure.task_id else ""
     return f"Run {failure.run_id!r} has no result: {failure.reason.replace('_', ' ')}{task}"

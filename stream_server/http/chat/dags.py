@@ -22,10 +22,15 @@ HIDDEN_STATUSES = (403, 404)
 
 async def list_chat_dags(request: Request, caller: Caller) -> list[DagItem]:
     """Return the DAGs that answer questions and that a caller may read."""
+    return await list_tagged_dags(request, caller, CHAT_TAG)
+
+
+async def list_tagged_dags(request: Request, caller: Caller, tag: str) -> list[DagItem]:
+    """Return the DAGs with a tag that a caller may read."""
     state: State = request.scope["state"]
     await state["authorizer"].check_dags(caller)
     readable = state["authorizer"].readable_dags(caller)
-    found = await read_tagged_dags(state["run_store"], CHAT_TAG)
+    found = await read_tagged_dags(state["run_store"], tag)
     if readable is None:
         return found
     allowed = await readable.filter_readable({Resource(item.dag_id) for item in found})
@@ -38,6 +43,11 @@ async def find_chat_dag(request: Request, caller: Caller, dag_id: str) -> DagIte
     Raises:
         AirflowRefused: Airflow does not accept the caller's credential.
     """
+    return await find_tagged_dag(request, caller, dag_id, CHAT_TAG)
+
+
+async def find_tagged_dag(request: Request, caller: Caller, dag_id: str, tag: str) -> DagItem | None:
+    """Return a DAG with a tag; result and errors as for `find_chat_dag`."""
     state: State = request.scope["state"]
     try:
         await state["authorizer"].check_dag(caller, dag_id)
@@ -45,7 +55,7 @@ async def find_chat_dag(request: Request, caller: Caller, dag_id: str) -> DagIte
         if error.status in HIDDEN_STATUSES:
             return None
         raise
-    return next((dag for dag in await read_tagged_dags(state["run_store"], CHAT_TAG) if dag.dag_id == dag_id), None)
+    return next((dag for dag in await read_tagged_dags(state["run_store"], tag) if dag.dag_id == dag_id), None)
 
 
 def refuse_paused_dag(dag: DagItem) -> None:

@@ -67,14 +67,21 @@ async def read_whole_answer(request: Request, run: AnsweringRun, transport: str)
 
 async def read_answer_so_far(request: Request, run: AnsweringRun) -> AnswerState:
     """Return an answer as it is now. The subscription of the run is closed at the end."""
+    reader = _Reader()
+    reader.apply(await read_frames_so_far(request, run))
+    return reader.state
+
+
+async def read_frames_so_far(request: Request, run: AnsweringRun) -> list[Wire]:
+    """Return the frames that a client which connects now gets. The subscription of the run is closed at the end."""
     state: State = request.scope["state"]
-    reader, subscription = _Reader(), run.subscription
+    subscription = run.subscription
     with (
         closing(subscription),
         watch_due_frames(subscription, request.receive) as frames,
         anyio.move_on_after(VALUE_READ_SECONDS),
     ):
-        reader.apply(subscription.take())
+        found = [*subscription.take()]
         while state["hub"].is_reading_values(run.key) and not frames.have_ended:
-            reader.apply(await frames.take() or ())
-    return reader.state
+            found += await frames.take() or ()
+    return found

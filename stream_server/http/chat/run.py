@@ -1,10 +1,10 @@
-"""Starting the run that answers a question."""
+"""Starting a run for a request, and watching it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
@@ -14,7 +14,6 @@ from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import JournalForbidden, JournalMissing, ReadReplica
 from stream_server.http.caller import airflow_api_for
-from stream_server.http.chat.question import Question
 from stream_server.http.params import public_path, with_url_prefix
 from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
@@ -55,7 +54,7 @@ async def start_run(
     request: Request,
     caller: Caller,
     dag_id: str,
-    question: Question,
+    conf: Mapping[str, Any],
     key: RequestKey | None,
     *,
     cancel_after: float | None,
@@ -66,7 +65,7 @@ async def start_run(
         request: The request.
         caller: The caller, who may read the DAG.
         dag_id: The DAG.
-        question: The question.
+        conf: The `conf` of the run.
         key: The idempotency key.
         cancel_after: Seconds after which a run without clients is set to failed; `None` lets it continue.
 
@@ -74,7 +73,7 @@ async def start_run(
         AirflowError: Airflow refuses, or does not answer.
         StreamServerError: The run can't be watched. It exists if the error has the header `Location`.
     """
-    run = await _trigger(request, caller, dag_id, question, key)
+    run = await trigger_run(request, caller, dag_id, conf, key)
     with name_run_in_errors(request, run.key):
         return await watch_run(request, caller, run.key, resume_from=run.resume_point, cancel_after=cancel_after)
 
@@ -111,11 +110,12 @@ def close_on_error(run: AnsweringRun) -> Iterator[None]:
         raise
 
 
-async def _trigger(
-    request: Request, caller: Caller, dag_id: str, question: Question, key: RequestKey | None
+async def trigger_run(
+    request: Request, caller: Caller, dag_id: str, conf: Mapping[str, Any], key: RequestKey | None
 ) -> TriggeredRun:
+    """Trigger a run with the caller's rights. A key that is not required is left out where it can't be stored."""
     state: State = request.scope["state"]
-    airflow, body = airflow_api_for(request, caller), {"conf": question.conf}
+    airflow, body = airflow_api_for(request, caller), {"conf": conf}
     if key is None:
         return await trigger_or_attach(state, caller, airflow, dag_id, body, key=None)
     try:

@@ -26,6 +26,9 @@ KEEP_ALIVE = b": ping\n\n"
 class Translator(Protocol):
     """Translates the frames of one stream. It may keep what the stream needs, and nothing longer than that."""
 
+    is_complete: bool
+    """Whether the response needs no more frames, although the run may continue."""
+
     def start(self) -> bytes:
         """Return what comes before the first frame. It is sent at once."""
 
@@ -75,18 +78,22 @@ class TranslatedStream(Response):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
                 abort_response(scope)
-        if on_gone is not None and not subscription.is_complete:
+        if on_gone is not None and not (subscription.is_complete or self._translator.is_complete):
             on_gone()
 
     async def _send_frames(self, frames: DueFrames, send: Send) -> bool:
         """Send all frames. Return whether the client has read them."""
-        while not frames.have_ended:
-            wires = await frames.take(self._scheduler.ping_interval)
-            data = KEEP_ALIVE if wires is None else b"".join([self._translator.translate(wire.frame) for wire in wires])
-            self._counters.frames += len(wires or ())
+        while not (frames.have_ended or self._translator.is_complete):
+            data = await self._take(frames, self._scheduler.ping_interval)
             if data and not await self._write(data, send):
                 return False
         return True
+
+    async def _take(self, frames: DueFrames, seconds: float) -> bytes:
+        """Return the translation of what is due next, or a comment if there is nothing in so many seconds."""
+        wires = await frames.take(seconds)
+        self._counters.frames += len(wires or ())
+        return KEEP_ALIVE if wires is None else b"".join([self._translator.translate(wire.frame) for wire in wires])
 
     async def _write(self, data: bytes, send: Send) -> bool:
         with anyio.move_on_after(self._scheduler.close_timeout) as timeout:

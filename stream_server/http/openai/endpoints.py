@@ -69,7 +69,7 @@ async def _complete(request: Request, caller: Caller) -> Response:
         return _answer_locally(wanted, task)
     question = build_question(wanted.messages)
     refuse_paused_dag(dag)
-    run = await start_run(request, caller, dag.dag_id, question, find_key(request, body), cancel_after=GRACE)
+    run = await start_run(request, caller, dag.dag_id, question.conf, find_key(request, body), cancel_after=GRACE)
     with close_on_error(run):
         head = CompletionHead.of_run(dag.dag_id, run.key.run_id)
         if not wanted.stream:

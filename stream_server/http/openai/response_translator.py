@@ -26,6 +26,8 @@ class ResponseTranslator:
         starting_after: Number of the last event that the client has received; -1 for none.
     """
 
+    is_complete = False
+
     def __init__(self, head: ResponseHead, starting_after: int = -1) -> None:
         self._head, self._after = head, starting_after
         self._answer = Answer()

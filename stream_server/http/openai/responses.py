@@ -114,7 +114,7 @@ async def _create(request: Request, caller: Caller) -> Response:
     refuse_paused_dag(dag)
     # A background response continues without its client.
     grace = None if wanted.background else GRACE
-    run = await start_run(request, caller, dag.dag_id, question, find_key(request, body), cancel_after=grace)
+    run = await start_run(request, caller, dag.dag_id, question.conf, find_key(request, body), cancel_after=grace)
     with close_on_error(run):
         return await _respond(request, run, wanted)
 

@@ -21,6 +21,8 @@ class CompletionTranslator:
             events without `choices`.
     """
 
+    is_complete = False
+
     def __init__(self, head: CompletionHead, *, includes_usage: bool, shows_status: bool) -> None:
         self._head, self._includes_usage, self._shows_status = head, includes_usage, shows_status
         self._answer = Answer()

@@ -271,14 +271,6 @@ LEFT JOIN LATERAL (
 ) AS r ON true
 ORDER BY r.id DESC
 
--- tagged_dags --
--- The DAGs that have a tag ($1), without stale ones.
-SELECT d.dag_id, d.description, d.is_paused
-FROM {airflow}.dag_tag AS t
-JOIN {airflow}.dag AS d ON d.dag_id = t.dag_id
-WHERE t.name = $1 AND NOT d.is_stale
-ORDER BY d.dag_id
-
 -- return_values --
 -- The return values of tasks ($3) of a run ($1 DAG, $2 run). All texts together have at most $4 bytes: beyond that, the
 -- text is NULL for the values of the largest tasks. Upgrades from Airflow 2 leave values that are SQL NULL. Of a task in

@@ -1,0 +1,159 @@
+"""Translates the frames of a run into the messages of the call that started it. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from stream_server.domain.run_state import RunKey
+from stream_server.http.chat.answer import describe_activity
+from stream_server.http.mcp.elicitation import build_elicitation
+from stream_server.http.mcp.messages import (
+    RequestId,
+    build_notification,
+    build_request,
+    build_response,
+    encode_event,
+)
+from stream_server.http.mcp.references import CallReference, encode_reference
+from stream_server.http.mcp.results import build_result, build_text
+from stream_server.protocol.frames import (
+    AnyFrame,
+    Close,
+    End,
+    Failure,
+    Progress,
+    Reset,
+    Result,
+    TaskTransition,
+    Waiting,
+)
+from stream_server.protocol.input_frames import Input, InputFrame
+from stream_server.protocol.schema import Json
+
+INPUT_KEY = "input"
+"""Key of the only request of an `input_required` result."""
+
+RETRY_MS = 500
+
+
+class Call(NamedTuple):
+    """A call of a tool, and what its client can do."""
+
+    key: RunKey
+    request_id: RequestId
+    progress_token: RequestId | None
+    is_modern: bool
+    elicits: bool
+    progress: int = 0
+    """Progress notifications that earlier responses to the same call have sent."""
+
+    def refer(self, progress: int, asks: Input | None = None, asked_at: str | None = None) -> str:
+        """Return the reference to this call, or to a request for human input of its run.
+
+        Args:
+            progress: Progress notifications that were sent.
+            asks: The request.
+            asked_at: When the task asked whose request the client has, if there is no `asks`.
+        """
+        head = (*self.key, self.request_id, self.progress_token, progress)
+        if asks is None:
+            return encode_reference(CallReference(*head, asked_at))
+        return encode_reference(CallReference(*head, asks.asked_at.isoformat(), asks.task_id, asks.map_index))
+
+
+class CallTranslator:
+    """Translator of one stream.
+
+    Args:
+        call: The call.
+        asked_at: When the task asked whose request the client has already.
+    """
+
+    def __init__(self, call: Call, asked_at: str | None = None) -> None:
+        self._call, self._asked_at = call, asked_at
+        self._progress = call.progress
+        self._outcome: Result | Failure | None = None
+        self.is_complete = False
+        """Whether the call needs no more frames, although the run may continue."""
+
+    def start(self) -> bytes:
+        # A client resumes from an event id (2025-11-25, basic/transports, Resumability).
+        return b"" if self._call.is_modern else f"id: {self._event_id}\ndata:\n\n".encode()
+
+    def translate(self, frame: AnyFrame) -> bytes:
+        match frame:
+            case _ if self.is_complete:
+                return b""
+            case Result() | Failure():
+                self._outcome = frame
+            case Reset():
+                self._outcome = None
+            case End():
+                return self._respond(build_result(self._call.key, self._outcome, frame))
+            case Close():
+                return self._close(frame)
+            case Input() if self._can_ask(frame):
+                return self._report(frame) + self._ask(frame)
+            case Progress() | TaskTransition() | Waiting() | InputFrame():
+                return self._report(frame)
+            case _:
+                pass
+        return b""
+
+    def expire(self, result: Json) -> bytes:
+        """Return the response to a call that waits no longer."""
+        return self._respond(result)
+
+    def interrupt(self, retry_ms: int = RETRY_MS) -> bytes:
+        """Return the end of a response that the client continues at another server."""
+        self.is_complete = True
+        if self._call.is_modern:
+            # Without requests, the client calls again at once.
+            again: Json = {"resultType": "input_required", "requestState": self._event_id}
+            return encode_event(build_response(self._call.request_id, again))
+        return f"retry: {retry_ms}\n\n".encode()
+
+    def _respond(self, result: Json) -> bytes:
+        self.is_complete = True
+        if self._call.is_modern:
+            result = {"resultType": "complete", **result}
+        return encode_event(build_response(self._call.request_id, result), self._next_event_id())
+
+    def _can_ask(self, request: Input) -> bool:
+        is_new = request.asked_at.isoformat() != self._asked_at
+        return self._call.elicits and is_new and not request.withheld and request.reference is None
+
+    def _ask(self, request: Input) -> bytes:
+        reference = self._call.refer(self._progress, request)
+        self._asked_at = request.asked_at.isoformat()
+        elicitation = build_elicitation(request)
+        if not self._call.is_modern:
+            return encode_event(build_request(reference, "elicitation/create", elicitation), self._next_event_id())
+        self.is_complete = True
+        required: Json = {
+            "resultType": "input_required",
+            "inputRequests": {INPUT_KEY: {"method": "elicitation/create", "params": elicitation}},
+            "requestState": reference,
+        }
+        return encode_event(build_response(self._call.request_id, required))
+
+    def _close(self, close: Close) -> bytes:
+        if not close.reconnect:
+            run = f"Run {self._call.key.run_id!r} continues, but its result is not sent: "
+            return self._respond(build_text(run + close.reason, is_error=True))
+        return self.interrupt(close.retry_ms or RETRY_MS)
+
+    def _report(self, frame: AnyFrame) -> bytes:
+        text = describe_activity(frame)
+        if text is None or self._call.progress_token is None:
+            return b""
+        self._progress += 1
+        params: Json = {"progressToken": self._call.progress_token, "progress": self._progress, "message": text}
+        return encode_event(build_notification("notifications/progress", params), self._next_event_id())
+
+    @property
+    def _event_id(self) -> str:
+        return self._call.refer(self._progress, asked_at=self._asked_at)
+
+    def _next_event_id(self) -> str | None:
+        return None if self._call.is_modern else self._event_id

@@ -1,0 +1,123 @@
+"""Requests for human input as elicitations. Pure.
+
+The schema of an elicitation is flat: only strings, numbers, booleans and choices (2025-11-25, client/elicitation).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from stream_server.protocol.bodies import InputAnswer
+from stream_server.protocol.input_frames import Input, InputParam
+from stream_server.protocol.schema import INVALID_JSON, Json
+
+OPTION_FIELD = "chosen_options"
+"""Field for the options of the request. A param of that name gets a `_` before it."""
+
+ONLY_OPTION = ["OK"]
+"""Options of `HITLEntryOperator`, which has nothing to choose."""
+
+ACCEPT = "accept"
+
+_PRIMITIVES = ("string", "integer", "number", "boolean")
+_KEPT = ("minLength", "maxLength", "minimum", "maximum", "format", "enum", "title")
+_TYPES = ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"))
+_FORMATS = ("email", "uri", "date", "date-time")
+
+
+def build_elicitation(request: Input) -> Json:
+    """Return the params of `elicitation/create`."""
+    properties: Json = {}
+    required: list[str] = []
+    if request.options != ONLY_OPTION:
+        properties[OPTION_FIELD] = _build_option_field(request)
+        required.append(OPTION_FIELD)
+    for name, param in request.params.items():
+        field = _build_field(param)
+        properties[_name_field(name)] = field
+        if "default" not in field and field["type"] != "boolean":
+            required.append(_name_field(name))
+    schema: Json = {"type": "object", "properties": properties}
+    if required:
+        schema["required"] = required
+    text = "\n\n".join([part for part in (request.subject, request.body) if part])
+    return {"mode": "form", "message": text or f"Task {request.task_id!r} asks", "requestedSchema": schema}
+
+
+def read_answer(content: Any, request: Input) -> InputAnswer:  # noqa: ANN401 # any JSON value
+    """Return the answer that a user has given. Airflow checks it."""
+    given = content if isinstance(content, dict) else {}
+    chosen = given.get(OPTION_FIELD, request.options if request.options == ONLY_OPTION else request.defaults or [])
+    params = {}
+    for name, param in request.params.items():
+        if _name_field(name) in given:
+            params[name] = _read_value(given[_name_field(name)], param)
+    options = [str(option) for option in (chosen if isinstance(chosen, list) else [chosen])]
+    return InputAnswer(options, params, request.asked_at.isoformat())
+
+
+def _name_field(name: str) -> str:
+    return f"_{name}" if name == OPTION_FIELD else name
+
+
+def _build_option_field(request: Input) -> Json:
+    choice: Json = {"type": "string", "enum": request.options}
+    field: Json = {"type": "array", "items": choice, "minItems": 1} if request.multiple else choice
+    field["title"] = "Answer"
+    if request.defaults:
+        field["default"] = request.defaults if request.multiple else request.defaults[0]
+    return field
+
+
+def _build_field(param: InputParam) -> Json:
+    schema = _decode(param.schema)
+    schema = schema if isinstance(schema, dict) else {}
+    kind = _find_type(schema, _decode(param.value))
+    field: Json = {"type": kind or "string"}
+    if kind is not None:
+        field |= {name: schema[name] for name in _KEPT if name in schema}
+    if field.get("format") not in (None, *_FORMATS):
+        del field["format"]
+    if "enum" in field:
+        field["enum"] = [option for option in field["enum"] if option is not None]
+    if param.description is not None:
+        field["description"] = param.description
+    elif kind is None:
+        field["description"] = "A JSON value"
+    value = _decode(param.value)
+    if value is not None:
+        field["default"] = value if kind is not None else param_text(param)
+    return field
+
+
+def param_text(param: InputParam) -> str:
+    return bytes(param.value).decode()
+
+
+def _find_type(schema: dict[str, Any], value: Any) -> str | None:  # noqa: ANN401 # any JSON value
+    """Return the type of a field; `None` if a form has none for it, so that the user writes JSON."""
+    declared = schema.get("type")
+    types = [one for one in (declared if isinstance(declared, list) else [declared]) if one != "null"]
+    if len(types) == 1 and types[0] in _PRIMITIVES:
+        return str(types[0])
+    if types not in ([], [None]):
+        return None
+    if value is None:
+        return "string"
+    return next((name for kind, name in _TYPES if isinstance(value, kind)), None)
+
+
+def _read_value(value: Any, param: InputParam) -> Any:  # noqa: ANN401 # any JSON value
+    schema = _decode(param.schema)
+    if isinstance(value, str) and _find_type(schema if isinstance(schema, dict) else {}, _decode(param.value)) is None:
+        try:
+            return msgspec.json.decode(value)
+        except INVALID_JSON:
+            return value
+    return value
+
+
+def _decode(raw: msgspec.Raw) -> Any:  # noqa: ANN401 # any JSON value
+    return msgspec.json.decode(raw)

@@ -1,0 +1,58 @@
+"""What describes DAGs as tools: read from their tags and their newest serialised version."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+
+from stream_server.journal.run_store import RunStore
+
+
+class DagDescription(NamedTuple):
+    """A DAG as its author describes it."""
+
+    dag_id: str
+    title: str | None
+    description: str | None
+    documentation: str | None
+    """Markdown (`doc_md`)."""
+
+    tags: Sequence[str]
+    params: Any
+    """Member `params` of the serialised DAG, as JSON value; `None` if it can't be read."""
+
+
+class _Dag(msgspec.Struct):
+    params: Any = None
+    doc_md: str | None = None
+
+
+class _SerializedDag(msgspec.Struct):
+    dag: _Dag
+
+
+async def read_dag_descriptions(run_store: RunStore, tag: str) -> list[DagDescription]:
+    """Return the DAGs with a tag, sorted by id. Errors as for `RunStore.read_history`."""
+    async with run_store.acquire_connection() as (connection, queries):
+        rows = await connection.fetch(queries["tool_dags"], tag)
+    # Compressed DAGs may be large.
+    return await asyncio.to_thread(lambda: [_build_description(row) for row in rows])
+
+
+def _build_description(row: asyncpg.Record) -> DagDescription:
+    found = _Dag(None, row["documentation"])
+    try:
+        if row["data_compressed"] is not None:
+            found = msgspec.json.decode(zlib.decompress(row["data_compressed"]), type=_SerializedDag).dag
+        elif row["params"] is not None:
+            found.params = msgspec.json.decode(row["params"])
+    except (zlib.error, msgspec.MsgspecError, RecursionError):
+        pass  # Airflow checks the params of a run itself, so the tool still works.
+    return DagDescription(
+        row["dag_id"], row["title"], row["description"], found.doc_md, row["tags"] or (), found.params
+    )
