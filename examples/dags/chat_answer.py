@@ -26,7 +26,7 @@ def think_time() -> None:
 @dag(
     schedule=None,
     catchup=False,
-    tags=["example"],
+    tags=["example", "tool", "tool:read-only"],
     params={
         "question": Param("Why is the sky blue?", type="string"),
         "teardown_seconds": Param(10, type="number", minimum=0),

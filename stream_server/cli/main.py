@@ -218,6 +218,15 @@ def answer(
 
 
 @app.command()
+def mcp(*, url: Url = "http://127.0.0.1:8090", token: Token = None) -> None:
+    """Offer DAGs as tools over standard input and output (Model Context Protocol), for agents that start a program."""
+    from stream_server.cli.mcp_bridge import run_bridge  # noqa: PLC0415 # only this command needs it
+
+    require_host_and_port("--url", url)
+    asyncio.run(run_bridge(url, token))
+
+
+@app.command()
 def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="Stop after the first run.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from mcp import Client, MCPError
+from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ElicitRequestFormParams, ElicitResult, ResourceLink, TextContent
 from starlette.responses import JSONResponse, Response
@@ -164,10 +165,10 @@ async def test_large_results_are_cut(connect: Connect, airflow: AirflowSql, stub
 async def test_a_user_answers_the_question_of_a_task(
     connect: Connect, airflow: AirflowSql, stub: AirflowStub, permissions: StubPermissions
 ) -> None:
-    asked: list[ElicitRequestFormParams] = []
+    requests: list[ElicitRequestFormParams] = []
 
     async def answer(_context: object, params: ElicitRequestFormParams) -> ElicitResult:
-        asked.append(params)
+        requests.append(params)
         return ElicitResult(action="accept", content={"chosen_options": "Approve", "reason": "fine"})
 
     pass_on = answer_at(stub, airflow, permissions)
@@ -186,7 +187,7 @@ async def test_a_user_answers_the_question_of_a_task(
         await airflow.start_task(key, "answer")
         await airflow.push(key, "answer", "approved")
         assert text_of(await call) == "approved"
-    (asks,) = asked
+    (asks,) = requests
     assert asks.message == "Go on?"
     schema = (
         asks.requested_schema.model_dump(by_alias=True, exclude_none=True)
@@ -266,7 +267,7 @@ async def test_a_call_continues_at_another_server(
     assert stub.patches == []
 
 
-async def test_what_is_wrong_is_said(connect: Connect, ada: CallerPermissions, airflow: AirflowSql) -> None:
+async def test_errors_that_an_agent_can_correct_are_results(connect: Connect, ada: CallerPermissions, airflow: AirflowSql) -> None:
     async with connect() as client:
         with pytest.raises(MCPError, match="no tool 'nothing'"):
             await client.call_tool("nothing", {})
@@ -276,3 +277,25 @@ async def test_what_is_wrong_is_said(connect: Connect, ada: CallerPermissions, a
         assert "is paused" in text_of(paused)
         ada.forbid()
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_a_program_offers_the_tools_on_its_standard_streams(
+    tools: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, revision: str
+) -> None:
+    command = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "stream_server", "mcp", "--url", tools.url],
+        env={"STREAM_SERVER_TOKEN": ada.token},
+    )
+    async with Client(command, mode=revision) as client:
+        assert [tool.name for tool in (await client.list_tools()).tools] == ["chat", "wait_for_dag_run"]
+        stub.then = complete_run
+        assert text_of(await client.call_tool("chat", {})) == '{"text":"because"}'
+        stub.then = None
+        stub.received.clear()
+        call = asyncio.create_task(client.call_tool("chat", {}))
+        await begin_answer(airflow, stub)
+        call.cancel()
+        await eventually_async(lambda: stub.patches, what="the run is set to failed")
+    await wait_for_cancellation_decision()

@@ -12,6 +12,7 @@ from stream_server.http.delivery import ndjson
 from stream_server.http.docs.openapi_ai_sdk import build_ai_sdk_paths
 from stream_server.http.docs.openapi_input import build_answer_operation
 from stream_server.http.docs.openapi_lists import LIST_BODIES, build_list_paths
+from stream_server.http.docs.openapi_mcp import build_mcp_paths
 from stream_server.http.docs.openapi_openai import build_openai_paths
 from stream_server.http.docs.openapi_server import (
     document_operation,
@@ -155,6 +156,12 @@ def build_openapi() -> Json:
                 partial(problem_responses, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS, errors.ReadReplica),
                 OPTIONAL_SECURITY,
                 REFUSAL_STATUSES,
+            ),
+            **build_mcp_paths(
+                partial(
+                    problem_responses, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS, refused=REFUSAL_STATUSES
+                ),
+                OPTIONAL_SECURITY,
             ),
             PROBE_PATH: {"get": probe_operation()},
             "/health": {"get": health_operation()},

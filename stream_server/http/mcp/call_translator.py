@@ -70,7 +70,7 @@ class CallTranslator:
     """
 
     def __init__(self, call: Call, asked_at: str | None = None) -> None:
-        self._call, self._asked_at = call, asked_at
+        self._call, self._shown_at = call, asked_at
         self._progress = call.progress
         self._outcome: Result | Failure | None = None
         self.is_complete = False
@@ -120,12 +120,12 @@ class CallTranslator:
         return encode_event(build_response(self._call.request_id, result), self._next_event_id())
 
     def _can_ask(self, request: Input) -> bool:
-        is_new = request.asked_at.isoformat() != self._asked_at
+        is_new = request.asked_at.isoformat() != self._shown_at
         return self._call.elicits and is_new and not request.withheld and request.reference is None
 
     def _ask(self, request: Input) -> bytes:
         reference = self._call.refer(self._progress, request)
-        self._asked_at = request.asked_at.isoformat()
+        self._shown_at = request.asked_at.isoformat()
         elicitation = build_elicitation(request)
         if not self._call.is_modern:
             return encode_event(build_request(reference, "elicitation/create", elicitation), self._next_event_id())
@@ -153,7 +153,7 @@ class CallTranslator:
 
     @property
     def _event_id(self) -> str:
-        return self._call.refer(self._progress, asked_at=self._asked_at)
+        return self._call.refer(self._progress, asked_at=self._shown_at)
 
     def _next_event_id(self) -> str | None:
         return None if self._call.is_modern else self._event_id

@@ -86,7 +86,7 @@ async def _handle_request(request: Request, caller: Caller, wanted: McpRequest) 
     except StreamServerError as error:
         if wanted.method != "tools/call" or error.status in PASSED_ON or isinstance(error, Unauthenticated):
             raise
-        # The agent can correct its arguments, or say what is wrong.
+        # The agent can correct its arguments, or report the error.
         result = build_text(str(error), is_error=True)
     if isinstance(result, Response):
         return result

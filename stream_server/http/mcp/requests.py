@@ -1,4 +1,4 @@
-"""The request of a client: which revision it has, and what its headers and its members say. Pure."""
+"""The request of a client: its revision, what the client can do, and whether headers and members agree. Pure."""
 
 from __future__ import annotations
 

@@ -1,0 +1,198 @@
+"""The Model Context Protocol as bytes: what clients may send wrong, tasks, and responses that are resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from httpx_sse import aconnect_sse
+
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub
+from support.airflow_stub_fixtures import complete_run
+from support.chat_runs import begin_answer
+from support.server import RunningServer
+from support.stub_callers import CallerPermissions, client_for
+from support.waiting import eventually_answered
+
+MODERN = "2026-07-28"
+TASKS = "io.modelcontextprotocol/tasks"
+INITIALIZE = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {"elicitation": {}},
+    "clientInfo": {"name": "t", "version": "1"},
+}
+JSON_AND_SSE = {"Accept": "application/json, text/event-stream"}
+
+
+@pytest.fixture
+async def caller(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql
+) -> AsyncIterator[httpx.AsyncClient]:
+    await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ('chat', 'tool')")
+    async with client_for(auth_server, ada) as client:
+        yield client
+
+
+def build_message(method: str, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": 7, "method": method, "params": params}
+
+
+def build_modern(
+    method: str, *, extensions: dict[str, Any] | None = None, **params: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a message of revision 2026-07-28, and its headers."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientCapabilities": {"extensions": extensions or {}},
+    }
+    headers = {**JSON_AND_SSE, "MCP-Protocol-Version": MODERN, "Mcp-Method": method}
+    if "name" in params:
+        headers["Mcp-Name"] = params["name"]
+    return build_message(method, _meta=meta, **params), headers
+
+
+async def send_modern(caller: httpx.AsyncClient, method: str, **params: Any) -> Any:
+    message, headers = build_modern(method, **params)
+    return (await caller.post("/mcp", json=message, headers=headers)).json()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", -32700),
+        (b"\xff\xfe", -32700),
+        (b"[]", -32600),
+        (b'{"jsonrpc":"1.0","id":1,"method":"ping"}', -32600),
+        (b'{"jsonrpc":"2.0","id":null,"method":"ping"}', -32600),
+        (b'{"jsonrpc":"2.0","id":{},"method":"ping"}', -32600),
+        (b'{"jsonrpc":"2.0"}', -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}', -32600),
+        (b'{"jsonrpc":"2.0","id":"x","result":{}}', -32600),
+    ],
+)
+async def test_a_body_that_is_no_message_is_refused(caller: httpx.AsyncClient, body: bytes, code: int) -> None:
+    response = await caller.post("/mcp", content=body, headers={"Content-Type": "application/json"})
+    assert response.json()["error"]["code"] == code
+    assert response.status_code in {200, 400}
+
+
+async def test_headers_must_fit_the_message(caller: httpx.AsyncClient) -> None:
+    message, headers = build_modern("tools/call", name="chat", arguments={})
+    for wrong, code in (
+        ({"Mcp-Method": "tools/list"}, -32020),
+        ({"Mcp-Name": "other"}, -32020),
+        ({"MCP-Protocol-Version": "2025-11-25"}, -32020),
+    ):
+        response = await caller.post("/mcp", json=message, headers={**headers, **wrong})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+    message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2030-01-01"
+    response = await caller.post("/mcp", json=message, headers={**headers, "MCP-Protocol-Version": "2030-01-01"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, -32022)
+    assert MODERN in response.json()["error"]["data"]["supported"]
+    del message["params"]["_meta"]
+    response = await caller.post("/mcp", json=message, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, -32602)
+
+
+async def test_unknown_methods_and_sessions_are_refused(caller: httpx.AsyncClient) -> None:
+    message, headers = build_modern("tools/nothing")
+    response = await caller.post("/mcp", json=message, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, -32601)
+    response = await caller.post(
+        "/mcp", json=build_message("initialize"), headers=headers | {"Mcp-Method": "initialize"}
+    )
+    assert response.status_code == 400
+    unknown = {"Mcp-Session-Id": "unknown", "MCP-Protocol-Version": "2025-11-25"}
+    response = await caller.post("/mcp", json=build_message("tools/list"), headers=unknown)
+    assert response.status_code == 404
+    response = await caller.post(
+        "/mcp", json=build_message("tools/list"), headers={"MCP-Protocol-Version": "1999-01-01"}
+    )
+    assert response.json()["error"]["code"] == -32022
+    assert (await caller.get("/mcp", headers={"Accept": "text/event-stream"})).status_code == 405
+    assert (await caller.delete("/mcp")).status_code == 405
+
+
+async def test_the_caller_needs_a_credential(auth_server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=auth_server.url) as nobody:
+        response = await nobody.post("/mcp", json=build_message("tools/list"))
+        assert response.status_code == 401
+        assert response.headers["WWW-Authenticate"].startswith("Bearer")
+        foreign = await nobody.post("/mcp", json=build_message("ping"), headers={"Origin": "https://elsewhere.example"})
+        assert foreign.status_code == 403
+
+
+async def test_a_run_is_a_task(caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub) -> None:
+    begun = (await send_modern(caller, "tools/call", extensions={TASKS: {}}, name="chat", arguments={}))["result"]
+    assert (begun["resultType"], begun["status"], begun["ttlMs"]) == ("task", "working", None)
+    task_id = begun["taskId"]
+    key = await begin_answer(airflow, stub)
+    assert (await send_modern(caller, "tasks/get", taskId=task_id))["result"]["status"] == "working"
+    await airflow.push(key, "answer", "done")
+    ended = (await send_modern(caller, "tasks/get", taskId=task_id))["result"]
+    assert (ended["status"], ended["result"]["content"][0]["text"]) == ("completed", "done")
+    assert (await send_modern(caller, "tasks/cancel", taskId=task_id))["result"] == {"resultType": "complete"}
+    assert stub.patches[0].json == {"state": "failed"}
+    unknown = await send_modern(caller, "tasks/get", taskId="unknown")
+    assert unknown["error"]["code"] == -32602
+
+
+async def test_a_task_of_the_earlier_revision(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+    stub.then = complete_run
+    session = await caller.post("/mcp", json=build_message("initialize", **INITIALIZE), headers=JSON_AND_SSE)
+    assert session.json()["result"]["protocolVersion"] == "2025-11-25"
+    headers = {
+        **JSON_AND_SSE,
+        "Mcp-Session-Id": session.headers["Mcp-Session-Id"],
+        "MCP-Protocol-Version": "2025-11-25",
+    }
+    message = build_message("tools/call", name="chat", arguments={}, task={"ttl": 60_000})
+    task = (await caller.post("/mcp", json=message, headers=headers)).json()["result"]["task"]
+    found = await caller.post("/mcp", json=build_message("tasks/get", taskId=task["taskId"]), headers=headers)
+    assert found.json()["result"]["status"] == "completed"
+    wanted = build_message("tasks/result", taskId=task["taskId"])
+    async with aconnect_sse(caller, "POST", "/mcp", json=wanted, headers=headers) as events:
+        answers = [json.loads(event.data) async for event in events.aiter_sse() if event.data]
+    assert answers[-1]["result"]["structuredContent"] == {"text": "because"}
+
+
+async def test_a_response_is_resumed_after_an_event(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    message = build_message("tools/call", name="chat", arguments={}, _meta={"progressToken": "p"})
+    headers = {**JSON_AND_SSE, "MCP-Protocol-Version": "2025-11-25"}
+    async with aconnect_sse(caller, "POST", "/mcp", json=message, headers=headers) as events:
+        first = await anext(aiter(events.aiter_sse()))
+    assert (first.data, bool(first.id)) == ("", True)
+    key = await begin_answer(airflow, stub)
+    await airflow.push(key, "answer", "later")
+    resumed = {"Accept": "text/event-stream", "Last-Event-ID": first.id}
+    async with aconnect_sse(caller, "GET", "/mcp", headers=resumed) as events:
+        answers = [json.loads(event.data) async for event in events.aiter_sse() if event.data]
+    assert answers[-1]["id"] == 7
+    assert answers[-1]["result"]["content"][0]["text"] == "later"
+    assert stub.patches == [], "a disconnect does not cancel in this revision"
+
+
+async def test_each_caller_needs_their_own_rights(
+    caller: httpx.AsyncClient, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    begun = (await send_modern(caller, "tools/call", extensions={TASKS: {}}, name="chat", arguments={}))["result"]
+    await airflow.push(await begin_answer(airflow, stub), "answer", "secret")
+    ada.known = ()
+    ada.forbid()
+
+    async def is_refused() -> bool:
+        found = await send_modern(caller, "tasks/get", taskId=begun["taskId"])
+        return "secret" not in json.dumps(found) and "error" in found
+
+    await eventually_answered(is_refused, what="the permission is checked again")
+    listed = await send_modern(caller, "tools/list")
+    assert "chat" not in json.dumps(listed)
+    called = await send_modern(caller, "tools/call", name="chat", arguments={})
+    assert "secret" not in json.dumps(called)
+    assert len(stub.triggers) == 1
