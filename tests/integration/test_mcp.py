@@ -267,7 +267,9 @@ async def test_a_call_continues_at_another_server(
     assert stub.patches == []
 
 
-async def test_errors_that_an_agent_can_correct_are_results(connect: Connect, ada: CallerPermissions, airflow: AirflowSql) -> None:
+async def test_errors_that_an_agent_can_correct_are_results(
+    connect: Connect, ada: CallerPermissions, airflow: AirflowSql
+) -> None:
     async with connect() as client:
         with pytest.raises(MCPError, match="no tool 'nothing'"):
             await client.call_tool("nothing", {})

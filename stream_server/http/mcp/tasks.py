@@ -16,6 +16,9 @@ from stream_server.protocol.schema import Json
 
 POLL_INTERVAL_MS = 1000
 
+ASKING_STATES = ("running", "deferred", "awaiting_input")
+"""States of a task instance whose request for human input is open."""
+
 WORKING, INPUT_REQUIRED, COMPLETED, FAILED, CANCELLED = "working", "input_required", "completed", "failed", "cancelled"
 
 
@@ -37,7 +40,7 @@ def collect_frames(frames: Iterable[AnyFrame]) -> RunFrames:
     snapshot: Snapshot | None = None
     outcome: Result | Failure | None = None
     end: End | None = None
-    requests: dict[tuple[str, int], Input] = {}
+    requests: dict[tuple[str, int, int | None], Input] = {}
     for frame in frames:
         match frame:
             case Snapshot():
@@ -47,12 +50,17 @@ def collect_frames(frames: Iterable[AnyFrame]) -> RunFrames:
             case End():
                 end = frame
             case Input():
-                requests[frame.task_id, frame.map_index] = frame
-            case InputAnswered() | TaskTransition():
-                requests.pop((frame.task_id, frame.map_index), None)
+                requests[frame.task_id, frame.map_index, frame.iteration] = frame
+            case InputAnswered() | TaskTransition() if not _keeps_request(frame):
+                requests.pop((frame.task_id, frame.map_index, frame.iteration), None)
             case _:
                 pass
     return RunFrames(snapshot, outcome, end, [*requests.values()])
+
+
+def _keeps_request(frame: InputAnswered | TaskTransition) -> bool:
+    """Whether a request for human input stays open, as far as a frame shows."""
+    return isinstance(frame, TaskTransition) and frame.state in ASKING_STATES
 
 
 def encode_task_id(key: RunKey) -> str:

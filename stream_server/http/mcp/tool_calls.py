@@ -120,7 +120,7 @@ async def answer_elicitation(
     if asks is not None:
         answer = read_answer(response.get("content"), asks)
         airflow = airflow_api_for(request, caller)
-        await send_answer(airflow, reference.key, asks.task_id, asks.map_index, answer)
+        await send_answer(airflow, reference.key, (asks.task_id, asks.map_index, asks.iteration), answer)
     return True
 
 
