@@ -27,17 +27,10 @@ from stream_server.errors import (
 )
 from stream_server.http.params import public_path
 from stream_server.http.state import State
-from stream_server.journal.idempotency_keys import ClaimedRun
 from stream_server.protocol.cursor import ResumePoint, ResumeToken
 
 CONFLICT = 409
 MAX_KEY_LENGTH = 255
-
-
-class TriggeredRun(NamedTuple):
-    key: RunKey
-    resume_point: ResumePoint | None
-    """Position before the run was created; `None` if it had existed before."""
 
 
 class KeyClaim(NamedTuple):
@@ -50,6 +43,18 @@ class KeyClaim(NamedTuple):
 
     is_run_older: bool
     """Whether the run had existed before the key was used."""
+
+    request: bytes
+    """Digest of the request."""
+
+
+class TriggeredRun(NamedTuple):
+    key: RunKey
+    resume_point: ResumePoint | None
+    """Position before the run was created; `None` if it had existed before."""
+
+    claim: KeyClaim | None
+    """That of the idempotency key."""
 
 
 async def trigger_or_attach(
@@ -88,14 +93,14 @@ async def trigger_or_attach(
     if claim is not None:
         body = {**body, "dag_run_id": claim.run_id}
     try:
-        return TriggeredRun(await airflow.trigger_run(dag_id, body), resume_point)
+        return TriggeredRun(await airflow.trigger_run(dag_id, body), resume_point, claim)
     except AirflowRefused as error:
         if error.status == CONFLICT and run_id is not None and attach:
             # The conflict may concern something else, such as the logical date.
             run = RunKey(dag_id, run_id)
             await state["authorizer"].check_run(caller, run)
             if await _run_exists(state, run):
-                return TriggeredRun(run, None)
+                return TriggeredRun(run, None, claim)
         if claim is not None and claim.is_new:
             await state["idempotency_keys"].release_run(claim.digest, claim.run_id)
         raise
@@ -158,16 +163,13 @@ async def _claim_key(state: State, dag_id: str, body: Mapping[str, Any], key: st
     existed = named is not None and await _run_exists(state, RunKey(dag_id, named))
     run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
 
-    async def claim_run() -> ClaimedRun:
-        lifetime = state["settings"].idempotency_ttl
-        return await state["idempotency_keys"].claim_run(digest, request, run_id, lifetime)
-
-    claim = await claim_run()
-    if renew and not claim.is_new:
-        await state["idempotency_keys"].release_run(digest, claim.run_id)
-        claim = await claim_run()
+    lifetime = state["settings"].idempotency_ttl
+    if renew:
+        await state["idempotency_keys"].replace_run(digest, request, run_id, lifetime)
+        return KeyClaim(digest, run_id, is_new=True, is_run_older=existed, request=request)
+    claim = await state["idempotency_keys"].claim_run(digest, request, run_id, lifetime)
     if not claim.is_same_request:
         raise IdempotencyKeyReused(
             "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
         )
-    return KeyClaim(digest, claim.run_id, claim.is_new, existed and claim.is_new)
+    return KeyClaim(digest, claim.run_id, claim.is_new, existed and claim.is_new, request)

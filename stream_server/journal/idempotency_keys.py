@@ -41,6 +41,36 @@ class IdempotencyKeys:
         assert row is not None, "the function returns one row"
         return ClaimedRun(row["claimed_run"], row["claimed_for"] == request, row["first"])
 
+    async def replace_run(self, key: bytes, request: bytes, run_id: str, lifetime: float) -> None:
+        """Claim a run for a key that may have another run. Of concurrent calls, the last one has the claim."""
+        async with self._run_store.acquire_connection() as (connection, queries), connection.transaction():
+            # A released row stays locked until the commit, so that no call comes between.
+            while True:
+                row = await connection.fetchrow(queries["claim_run"], key, request, run_id, lifetime)
+                assert row is not None, "the function returns one row"
+                if row["first"]:
+                    return
+                await connection.execute(queries["release_run"], key, row["claimed_run"])
+
+    async def limit_claim(self, key: bytes, request: bytes, run_id: str, lifetime: float) -> None:
+        """Let the claim of a run expire after `lifetime` seconds. The claim of another run stays as it is."""
+        async with self._run_store.acquire_connection() as (connection, queries), connection.transaction():
+            await connection.execute(queries["release_run"], key, run_id)
+            await connection.execute(queries["claim_run"], key, request, run_id, lifetime)
+
+    async def find_run(self, key: bytes) -> str | None:
+        """Return the run that has the claim on a key; `None` if there is none."""
+        async with self._run_store.acquire_connection() as (connection, queries):
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                # There is no query that only reads a claim. Concurrent calls wait for the end of the transaction.
+                row = await connection.fetchrow(queries["claim_run"], key, b"", "", 0.0)
+            finally:
+                await transaction.rollback()
+        assert row is not None, "the function returns one row"
+        return None if row["first"] else str(row["claimed_run"])
+
     async def release_run(self, key: bytes, run_id: str) -> None:
         async with self._run_store.acquire_connection() as (connection, queries):
             await connection.execute(queries["release_run"], key, run_id)

@@ -36,6 +36,15 @@ ALLOWED_REQUEST_HEADERS = (
         "Prefer",
         "X-Requested-With",
     ),
+    # Headers that the npm package `openai` adds to each request. Browsers may leave the first one out.
+    "User-Agent",
+    *(
+        f"X-Stainless-{name}"
+        for name in (
+            *("Arch", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version"),
+            *("Retry-Count", "Timeout", "Helper-Method", "Poll-Helper", "Custom-Poll-Interval"),
+        )
+    ),
     # Headers that libraries for tracing add to each request: W3C Trace Context, W3C Baggage, Sentry.
     *("traceparent", "tracestate", "baggage", "sentry-trace"),
 )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from stream_server.domain.run_state import RunKey
 from stream_server.errors import JournalUnreachable, ReadReplica
 from stream_server.http.ai_sdk import endpoints
 from stream_server.journal.idempotency_keys import IdempotencyKeys
+from stream_server.journal.run_store import RunStore
+from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
-from support.chat_runs import begin_answer, fail_answer
+from support.chat_runs import ask_human, begin_answer, fail_answer, retry_answer
 from support.node_clients import ClientProcess, run_node
-from support.server import RunningServer
+from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
+from support.tcp_proxy import TcpProxy
 from support.waiting import eventually_async
 
 CHAT = "/api/v2/dags/chat/chat"
@@ -49,15 +54,6 @@ def texts_of(message: dict[str, Any]) -> list[str]:
 
 def data_of(message: dict[str, Any], name: str) -> list[Any]:
     return [part["data"] for part in message["parts"] if part["type"] == f"data-{name}"]
-
-
-async def retry_answer(airflow: AirflowSql, key: RunKey, text: str) -> None:
-    """Let the task `answer` fail and write another text in its second try."""
-    await airflow.set_task(key, "answer", "up_for_retry")
-    await airflow.archive_try(key, "answer")
-    await airflow.start_task(key, "answer")
-    await airflow.emit_output(key, "answer", 0, text, try_number=2)
-    await airflow.push(key, "answer", text)
 
 
 @each_major
@@ -126,9 +122,7 @@ async def test_a_question_to_a_human_is_a_part_that_gets_its_answer(
 ) -> None:
     async with run_node(*arguments(auth_server, ada.token, major)) as script:
         key = await begin_answer(airflow, stub, "Be")
-        await airflow.start_task(key, "ask")
-        await airflow.request_input(key, "ask", subject="Publish?")
-        await airflow.set_task(key, "ask", "awaiting_input")
+        await ask_human(airflow, key)
         while not data_of(message := (await script.next())["message"], "input"):
             pass
         (question,) = data_of(message, "input")
@@ -156,6 +150,37 @@ async def test_a_retried_task_that_writes_other_text_begins_a_new_part(
         message = await last_message(script)
     assert texts_of(message) == ["Because", "Bees"]
     assert data_of(message, "reset") == [{"text_id": "text-1"}]
+
+
+@each_major
+async def test_an_answer_continues_after_a_lost_connection_and_at_another_server(
+    auth_server: RunningServer,
+    ada: CallerPermissions,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+    settings: Callable[..., Settings],
+    major: str,
+) -> None:
+    port = urlsplit(auth_server.url).port
+    async with TcpProxy.listen(port) as proxy, running_server(settings(airflow_url=stub.url)) as other:
+        address = f"http://127.0.0.1:{proxy.port}{CHAT}"
+        async with run_node("ai-chat.js", major, address, ada.token, "c1", "send") as script:
+            key = await begin_answer(airflow, stub, "Be")
+            while not any(texts_of((await script.next())["message"])):
+                pass
+            await proxy.cut_connections()
+            assert (await script.until("closed"))[-2]["type"] == "error"
+        async with run_node("ai-chat.js", major, address, ada.token, "c1", "resume") as script:
+            while not any(texts_of((await script.next())["message"])):
+                pass
+            await auth_server.hub.drain(5)
+            assert (await script.until("closed"))[-2]["type"] == "error"
+        await eventually_async(lambda: other.hub.is_live)
+        async with run_node(*arguments(other, ada.token, major, "resume")) as script:
+            await airflow.emit_output(key, "answer", 1, "cause")
+            await airflow.push(key, "answer", "Because")
+            assert texts_of(await last_message(script)) == ["Because"]
+    assert (len(stub.triggers), stub.patches) == (1, [])
 
 
 async def test_version_7_takes_text_back(
@@ -252,7 +277,7 @@ async def test_a_server_that_stores_nothing_has_no_current_answer(
     async def refuse(*_arguments: object, **_options: object) -> None:
         raise ReadReplica("The database is a read replica")
 
-    monkeypatch.setattr(IdempotencyKeys, "claim_run", refuse)
+    monkeypatch.setattr(IdempotencyKeys, "find_run", refuse)
     async with client_for(auth_server, ada) as plain:
         assert (await plain.get(f"{CHAT}/c1/stream")).status_code == 204
         assert (await plain.post(f"{CHAT}/c1/stop")).status_code == 204
@@ -266,3 +291,28 @@ async def test_head_of_a_stream_has_no_body(auth_server: RunningServer, ada: Cal
         assert (answer.status_code, answer.content) == (200, b"")
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert len(auth_server.subscriptions()) == 1
+
+
+async def test_the_last_run_of_a_chat_is_found_beside_resumes_of_it(journal: str) -> None:
+    store = RunStore(journal, pool_size=4, max_result_bytes=0)
+    keys = IdempotencyKeys(store)
+    found: list[str | None] = []
+
+    async def resume() -> None:
+        found.extend([await keys.find_run(b"chat") for _ in range(30)])
+
+    async def ask(run_id: str) -> None:
+        await keys.replace_run(b"chat", b"", run_id, 60.0)
+        assert await keys.find_run(b"chat") in {"first", "second"}
+
+    try:
+        for _ in range(5):
+            await asyncio.gather(resume(), resume(), ask("first"), ask("second"))
+            found.clear()
+            await asyncio.gather(resume(), ask("first"), ask("second"))
+            assert set(found) <= {"first", "second"}
+            for run_id in ("first", "second"):
+                await keys.release_run(b"chat", run_id)
+            assert await keys.find_run(b"chat") is None
+    finally:
+        await store.close()

@@ -163,6 +163,7 @@ async def test_a_malformed_host_is_no_server_error(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+OPENAI = "authorization,content-type,user-agent,x-stainless-retry-count,x-stainless-lang,x-stainless-timeout"
 TRACING = "authorization,traceparent,tracestate,baggage,sentry-trace,x-requested-with,cache-control"
 
 
@@ -171,13 +172,14 @@ TRACING = "authorization,traceparent,tracestate,baggage,sentry-trace,x-requested
     [
         (TICKETS_PATH, "POST", TRACING, 200),
         (stream_path(RunKey("chat", "r")), "GET", TRACING.upper(), 200),
+        ("/v1/chat/completions", "POST", OPENAI, 200),
         ("/api/v2/stream/session", "DELETE", "content-type", 200),
         (TICKETS_PATH, "POST", "x-request-id", 200),
         (TICKETS_PATH, "POST", "x-other", 400),
         (TICKETS_PATH, "PATCH", "authorization", 400),
     ],
 )
-async def test_pages_of_allowed_origins_may_send_headers_of_tracing(
+async def test_pages_of_allowed_origins_may_send_headers_of_libraries(
     settings: Callable[..., Settings], path: str, method: str, headers: str, status: int
 ) -> None:
     preflight = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}

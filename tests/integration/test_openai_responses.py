@@ -17,7 +17,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest, describe_run
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
-from support.chat_runs import begin_answer, fail_answer
+from support.chat_runs import ask_human, begin_answer, fail_answer, retry_answer
 from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
 from support.waiting import eventually_answered, eventually_async
@@ -158,6 +158,21 @@ async def test_a_failing_run_is_a_failed_response(
     found = await client.responses.retrieve(failed.response.id)
     assert (found.status, found.output_text) == ("failed", "Be")
     assert [response.output[0].status for response in (failed.response, found)] == ["incomplete", "incomplete"]
+
+
+async def test_an_answer_waits_until_a_human_has_answered_and_a_retried_task_restarts_it(
+    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    stream = await client.responses.create(model="chat", input="Why?", stream=True)
+    key = await begin_answer(airflow, stub, "Because")
+    assert (await next_of(stream, "response.output_text.delta")).delta == "Because"
+    await ask_human(airflow, key)
+    assert (await client.responses.retrieve(encode_response_id(key))).status == "in_progress"
+    await airflow.answer_input(key, "ask", "Approve")
+    await retry_answer(airflow, key, "Bees")
+    completed = await next_of(stream, "response.completed")
+    assert completed.response.output_text == "Because\n\nBees"
+    assert (await client.responses.retrieve(completed.response.id)).output_text == "Bees"
 
 
 async def test_a_conversation_continues_by_the_id_of_a_response(

@@ -25,3 +25,19 @@ async def fail_answer(airflow: AirflowSql, key: RunKey) -> None:
     """Let the task `answer` fail, and the run with it."""
     await airflow.set_task(key, "answer", "failed")
     await airflow.set_run(key, "failed")
+
+
+async def retry_answer(airflow: AirflowSql, key: RunKey, text: str) -> None:
+    """Let the task `answer` fail and write another text in its second try."""
+    await airflow.set_task(key, "answer", "up_for_retry")
+    await airflow.archive_try(key, "answer")
+    await airflow.start_task(key, "answer")
+    await airflow.emit_output(key, "answer", 0, text, try_number=2)
+    await airflow.push(key, "answer", text)
+
+
+async def ask_human(airflow: AirflowSql, key: RunKey) -> None:
+    """Let the task `ask` request human input."""
+    await airflow.start_task(key, "ask")
+    await airflow.request_input(key, "ask", subject="Publish?")
+    await airflow.set_task(key, "ask", "awaiting_input")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -12,12 +14,13 @@ from stream_server.auth.airflow_api import run_path
 from stream_server.auth.authorizer import Caller
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import JournalForbidden, JournalMissing, ReadReplica
+from stream_server.errors import JournalForbidden, JournalMissing, ReadReplica, StreamServerError
 from stream_server.http.caller import airflow_api_for
 from stream_server.http.params import public_path, with_url_prefix
 from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.http.triggering import (
+    KeyClaim,
     TriggeredRun,
     name_run_in_errors,
     prepare_cancellation,
@@ -25,6 +28,11 @@ from stream_server.http.triggering import (
 )
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import ResumePoint
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 60.0
+"""Longest time from the end of a response, complete or cut, to a retry of its request. OpenAI's SDKs wait up to 8 s."""
 
 
 class RequestKey(NamedTuple):
@@ -34,8 +42,11 @@ class RequestKey(NamedTuple):
     is_retry: bool = True
     """Whether an earlier request may have had the key. If not, a run of the key belongs to an older question."""
 
-    is_required: bool = True
-    """Whether the request fails if the key can't be stored."""
+    is_derived: bool = False
+    """Whether the key was made of the request itself, so that equal questions have the same one.
+
+    Then it expires soon after the response, and the request does not fail if the key can't be stored.
+    """
 
 
 class AnsweringRun(NamedTuple):
@@ -48,6 +59,9 @@ class AnsweringRun(NamedTuple):
 
     on_gone: Callable[[], None] | None
     """To be called if the client disconnects before the end."""
+
+    on_responded: Callable[[], Awaitable[None]] | None = None
+    """To be awaited when the response has ended, in whatever way."""
 
 
 async def start_run(
@@ -75,7 +89,10 @@ async def start_run(
     """
     run = await trigger_run(request, caller, dag_id, conf, key)
     with name_run_in_errors(request, run.key):
-        return await watch_run(request, caller, run.key, resume_from=run.resume_point, cancel_after=cancel_after)
+        watched = await watch_run(request, caller, run.key, resume_from=run.resume_point, cancel_after=cancel_after)
+    if key is None or not key.is_derived or run.claim is None:
+        return watched
+    return watched._replace(on_responded=partial(_limit_claim, request.scope["state"], run.claim))
 
 
 async def watch_run(
@@ -110,10 +127,19 @@ def close_on_error(run: AnsweringRun) -> Iterator[None]:
         raise
 
 
+async def _limit_claim(state: State, claim: KeyClaim) -> None:
+    """Keep the derived key of an answered question for its retries only."""
+    try:
+        await state["idempotency_keys"].limit_claim(claim.digest, claim.request, claim.run_id, RETRY_SECONDS)
+    except StreamServerError:
+        # The claim stays until it expires, or an equal question replaces it.
+        log.warning("A claim could not be shortened", exc_info=True, extra={"action": "claim_kept"})
+
+
 async def trigger_run(
     request: Request, caller: Caller, dag_id: str, conf: Mapping[str, Any], key: RequestKey | None
 ) -> TriggeredRun:
-    """Trigger a run with the caller's rights. A key that is not required is left out where it can't be stored."""
+    """Trigger a run with the caller's rights. A derived key is left out where it can't be stored."""
     state: State = request.scope["state"]
     airflow, body = airflow_api_for(request, caller), {"conf": conf}
     if key is None:
@@ -121,6 +147,6 @@ async def trigger_run(
     try:
         return await trigger_or_attach(state, caller, airflow, dag_id, body, key=key.text, renew=not key.is_retry)
     except (JournalForbidden, JournalMissing, ReadReplica):
-        if key.is_required:
+        if not key.is_derived:
             raise
     return await trigger_or_attach(state, caller, airflow, dag_id, body, key=None)

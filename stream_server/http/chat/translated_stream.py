@@ -80,6 +80,8 @@ class TranslatedStream(Response):
                 abort_response(scope)
         if on_gone is not None and not (subscription.is_complete or self._translator.is_complete):
             on_gone()
+        if self._run.on_responded is not None:
+            await self._run.on_responded()
 
     async def _send_frames(self, frames: DueFrames, send: Send) -> bool:
         """Send all frames. Return whether the client has read them."""

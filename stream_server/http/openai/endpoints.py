@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -73,7 +74,7 @@ async def _complete(request: Request, caller: Caller) -> Response:
     with close_on_error(run):
         head = CompletionHead.of_run(dag.dag_id, run.key.run_id)
         if not wanted.stream:
-            return await _respond_with_answer(request, run, head)
+            return with_end(run, await _respond_with_answer(request, run, head))
         is_open_webui = any(name.startswith(OPEN_WEBUI_PREFIX) for name in request.headers)
         translator = CompletionTranslator(head, includes_usage=wanted.includes_usage, shows_status=is_open_webui)
         return TranslatedStream(run, translator, state["scheduler"], TRANSPORT)
@@ -103,11 +104,19 @@ async def _respond_with_answer(request: Request, run: AnsweringRun, head: Comple
             return Response(status_code=499)
 
 
+def with_end(run: AnsweringRun, response: Response) -> Response:
+    """Return a response that is not streamed, with what follows its end."""
+    if run.on_responded is not None:
+        response.background = BackgroundTask(run.on_responded)
+    return response
+
+
 def find_key(request: Request, body: bytes) -> RequestKey | None:
     """Return the idempotency key of a request.
 
     SDKs of OpenAI send a request again after an error of the connection, when a run may exist. They send no key then,
-    but count.
+    but count. So an equal request is a retry if its count is not 0, and the earlier one is in progress or has just
+    ended.
     """
     if (key := request.headers.get("idempotency-key")) is not None:
         return RequestKey(key)
@@ -115,7 +124,7 @@ def find_key(request: Request, body: bytes) -> RequestKey | None:
     if retries is None:
         return None
     digest = compute_digest([TRANSPORT, read_credential(request), body.decode("latin-1")]).hex()
-    return RequestKey(digest, is_retry=retries != "0", is_required=False)
+    return RequestKey(digest, is_retry=retries != "0", is_derived=True)
 
 
 def respond(body: Json, headers: dict[str, str] | None = None, status: int = 200) -> Response:

@@ -22,7 +22,15 @@ from stream_server.http.chat.reading import AnswerState, read_answer_so_far, rea
 from stream_server.http.chat.run import AnsweringRun, close_on_error, start_run, watch_run
 from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.openai.chunks import build_error, build_usage
-from stream_server.http.openai.endpoints import GRACE, HELPER_RUN_ID, TRANSPORT, find_key, refuse_model, respond
+from stream_server.http.openai.endpoints import (
+    GRACE,
+    HELPER_RUN_ID,
+    TRANSPORT,
+    find_key,
+    refuse_model,
+    respond,
+    with_end,
+)
 from stream_server.http.openai.error_responses import NO_RETRY
 from stream_server.http.openai.helper_calls import answer_helper_task, find_helper_task
 from stream_server.http.openai.requests import (
@@ -127,8 +135,8 @@ async def _respond(request: Request, run: AnsweringRun, wanted: ResponseRequest)
         return _stream(request, run, ResponseTranslator(head))
     if wanted.background:
         run.subscription.close()
-        return respond(head.build_response("queued"), run.headers)
-    return _build_response(head, await read_whole_answer(request, run, TRANSPORT), run.headers)
+        return with_end(run, respond(head.build_response("queued"), run.headers))
+    return with_end(run, _build_response(head, await read_whole_answer(request, run, TRANSPORT), run.headers))
 
 
 def _stream(request: Request, run: AnsweringRun, translator: ResponseTranslator) -> Response:
