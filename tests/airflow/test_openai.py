@@ -11,7 +11,10 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
+from stream_server.domain.run_state import RunKey
+from stream_server.http.openai.response_objects import encode_response_id
 from support.airflow_callers import DeniedPermissions, make_token
+from support.node_clients import run_node
 from support.waiting import eventually
 
 RUN_SECONDS = 60.0
@@ -113,6 +116,28 @@ def test_each_user_has_the_models_of_their_rights(
         # A viewer may read runs, and not trigger them.
         with pytest.raises(openai.PermissionDeniedError):
             reader.chat.completions.create(model="chat_stream", messages=[{"role": "user", "content": QUESTION}])
+
+
+async def test_the_ai_sdk_asks_and_a_response_of_the_same_run_is_streamed_and_cancelled(
+    auth_server: StreamServerProcess, token: str, airflow: AirflowRestClient
+) -> None:
+    api = f"{auth_server.url}/api/v2/dags/chat_stream/chat"
+    async with (
+        run_node("ai-chat.js", "7", api, token, "c1", "send", LONG_QUESTION) as script,
+        openai.AsyncOpenAI(base_url=f"{auth_server.url}/v1", api_key=token, timeout=RUN_SECONDS) as client,
+    ):
+        message = (await script.next())["message"]
+        while not any(part["type"] == "text" for part in message["parts"]):
+            message = (await script.next())["message"]
+        run_id = message["metadata"]["run_id"]
+        response_id = encode_response_id(RunKey("chat_stream", run_id))
+        events = await client.responses.retrieve(response_id, stream=True)
+        while (await anext(events)).type != "response.output_text.delta":
+            pass
+        assert (await client.responses.cancel(response_id)).status == "cancelled"
+        assert [event.type async for event in events][-1] == "response.failed"
+        assert (await script.until("closed"))[-2]["type"] == "error"
+    assert airflow.get_run("chat_stream", run_id)["state"] == "failed"
 
 
 def test_a_wrong_token_is_refused(auth_server: StreamServerProcess) -> None:

@@ -1,5 +1,5 @@
 // The npm package `ai` in a major version: sends a question or resumes a chat, a line for each version of the message.
-const [, , major, api, apiKey, chatId, mode] = process.argv;
+const [, , major, api, apiKey, chatId, mode, question = "Why?"] = process.argv;
 const { DefaultChatTransport, readUIMessageStream } = await import(`ai${major}`);
 
 const print = (value) => console.log(JSON.stringify(value));
@@ -7,7 +7,7 @@ const transport = new DefaultChatTransport({ api, headers: { Authorization: `Bea
 const messages = [
   { id: "1", role: "user", parts: [{ type: "text", text: "Hello" }] },
   { id: "2", role: "assistant", parts: [{ type: "step-start" }, { type: "text", text: "Yes?" }] },
-  { id: "3", role: "user", parts: [{ type: "text", text: "Why?" }] },
+  { id: "3", role: "user", parts: [{ type: "text", text: question }] },
 ];
 const abort = new AbortController();
 
