@@ -21,7 +21,7 @@ from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_de
 from support.chat_runs import ask_human, begin_answer, fail_answer
 from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
-from support.waiting import eventually_answered, eventually_async
+from support.waiting import eventually_async
 
 WHY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Why?"}]
 TITLE_PROMPT = (
@@ -347,71 +347,3 @@ async def test_errors_have_the_shape_of_openai(
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert set(error) == {"message", "type", "param", "code"}
-
-
-async def test_a_retry_with_another_cookie_starts_a_run_of_its_own(
-    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
-) -> None:
-    stub.then = complete_run
-    for cookie, count, runs in [("a=1", "0", 1), ("a=1", "1", 1), ("a=2", "1", 2)]:
-        headers = {"Cookie": cookie, "x-stainless-retry-count": count}
-        await client.chat.completions.create(model="chat", messages=WHY, extra_headers=headers)
-        assert await airflow.connection.fetchval("SELECT count(*) FROM dag_run WHERE dag_id = 'chat'") == runs
-
-
-async def ask_with_count(client: openai.AsyncOpenAI, retries: int, *, streams: bool = False) -> None:
-    headers = {"x-stainless-retry-count": str(retries)}
-    answer = await client.chat.completions.create(model="chat", messages=WHY, stream=streams, extra_headers=headers)
-    if isinstance(answer, openai.AsyncStream):
-        await _read(answer)
-
-
-async def count_runs(airflow: AirflowSql) -> int:
-    return int(await airflow.connection.fetchval("SELECT count(*) FROM dag_run WHERE dag_id = 'chat'"))
-
-
-async def let_time_pass(airflow: AirflowSql, seconds: float) -> None:
-    """Let the claims get older."""
-    await airflow.connection.execute(
-        "UPDATE stream_server.claims SET expires = expires - make_interval(secs => $1)", seconds
-    )
-
-
-@pytest.mark.parametrize("streams", [True, False])
-async def test_a_retry_whose_first_request_was_lost_is_no_retry_of_an_older_equal_question(
-    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub, *, streams: bool
-) -> None:
-    stub.then = complete_run
-    await ask_with_count(client, 0, streams=streams)
-    query = "SELECT bool_and(expires < now() + interval '61 seconds') FROM stream_server.claims"
-    await eventually_answered(lambda: airflow.connection.fetchval(query), what="the claim expires soon")
-    expires = await airflow.connection.fetchval("SELECT expires FROM stream_server.claims")
-    await ask_with_count(client, 1, streams=streams)
-    assert await count_runs(airflow) == 1, "the response may have been lost"
-    query = "SELECT expires > $1 FROM stream_server.claims"
-    await eventually_answered(lambda: airflow.connection.fetchval(query, expires), what="the retry has ended")
-    await let_time_pass(airflow, 61)
-    await ask_with_count(client, 1, streams=streams)
-    assert await count_runs(airflow) == 2
-
-
-async def test_a_retry_attaches_while_the_first_answer_is_in_progress(
-    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
-) -> None:
-    first = asyncio.create_task(ask_with_count(client, 0))
-    key = await begin_answer(airflow, stub, "Be")
-    await let_time_pass(airflow, 3600)
-    second = asyncio.create_task(ask_with_count(client, 1))
-    await eventually_async(lambda: len(stub.triggers) == 2, what="the retry has come")
-    await airflow.push(key, "answer", "Because")
-    await asyncio.gather(first, second)
-    assert await count_runs(airflow) == 1
-
-
-async def test_equal_questions_at_the_same_time_start_a_run_each(
-    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
-) -> None:
-    stub.then = complete_run
-    await ask_with_count(client, 0)
-    await asyncio.gather(*[ask_with_count(client, 0) for _ in range(8)])
-    assert await count_runs(airflow) == 9
