@@ -36,6 +36,7 @@ ALLOWED_REQUEST_HEADERS = (
         "Prefer",
         "X-Requested-With",
     ),
+    *("Mcp-Method", "Mcp-Name", "Mcp-Protocol-Version", "Mcp-Session-Id"),
     # Headers that the npm package `openai` adds to each request. Browsers may leave the first one out.
     "User-Agent",
     *(
@@ -48,7 +49,7 @@ ALLOWED_REQUEST_HEADERS = (
     # Headers that libraries for tracing add to each request: W3C Trace Context, W3C Baggage, Sentry.
     *("traceparent", "tracestate", "baggage", "sentry-trace"),
 )
-EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Preference-Applied", "Retry-After")
+EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Mcp-Session-Id", "Preference-Applied", "Retry-After")
 """What pages of other origins may use, send and read, besides the safelisted ones (WHATWG Fetch, section 3.2)."""
 
 

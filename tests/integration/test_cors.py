@@ -164,6 +164,7 @@ async def test_a_malformed_host_is_no_server_error(
 
 
 OPENAI = "authorization,content-type,user-agent,x-stainless-retry-count,x-stainless-lang,x-stainless-timeout"
+MCP = "authorization,content-type,mcp-method,mcp-name,mcp-protocol-version,mcp-session-id,last-event-id"
 TRACING = "authorization,traceparent,tracestate,baggage,sentry-trace,x-requested-with,cache-control"
 
 
@@ -173,6 +174,7 @@ TRACING = "authorization,traceparent,tracestate,baggage,sentry-trace,x-requested
         (TICKETS_PATH, "POST", TRACING, 200),
         (stream_path(RunKey("chat", "r")), "GET", TRACING.upper(), 200),
         ("/v1/chat/completions", "POST", OPENAI, 200),
+        ("/mcp", "POST", MCP, 200),
         ("/api/v2/stream/session", "DELETE", "content-type", 200),
         (TICKETS_PATH, "POST", "x-request-id", 200),
         (TICKETS_PATH, "POST", "x-other", 400),
