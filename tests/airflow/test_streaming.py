@@ -68,7 +68,7 @@ async def test_output_of_mapped_instances_is_separate(
 async def test_two_thousand_tokens_arrive_once_and_in_order_over_two_connections(
     stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
-    key = await trigger(airflow, "stream_tokens", {"tokens": 2000, "per_second": 100})
+    key = await trigger(airflow, "stream_tokens", {"tokens": 2000, "per_second": 200})
     received: list[int] = []
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         while len(received) < 700:
