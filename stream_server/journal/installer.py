@@ -137,19 +137,16 @@ class JournalStatus:
         """What is wrong and what to do, as sentences; empty if nothing is."""
         if not self.installed:
             return ["the journal is not installed; run `stream-server install`"]
-        problems = [
-            problem
-            for problem in (
-                _describe_mismatch(self.version, self.oldest_server),
-                self.foreign,
-                self.airflow_problem,
-                self.owner_problem,
-                None if not self.schema_unknown else SCHEMA_UNKNOWN,
-                None if self.enabled else "the triggers are disabled; run `stream-server triggers enable`",
-            )
-            if problem is not None
-        ]
-        return [*problems, *filter(None, (trigger.problem for trigger in self.triggers))]
+        found = (
+            _describe_mismatch(self.version, self.oldest_server),
+            self.foreign,
+            self.airflow_problem,
+            self.owner_problem,
+            None if not self.schema_unknown else SCHEMA_UNKNOWN,
+            None if self.enabled else "the triggers are disabled; run `stream-server triggers enable`",
+            *(trigger.problem for trigger in self.triggers),
+        )
+        return [problem for problem in found if problem is not None]
 
     @property
     def warnings(self) -> list[str]:
@@ -164,7 +161,6 @@ class JournalStatus:
 def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
     """Return the script that installs, upgrades or repairs the journal, and grants `reader` its privileges."""
     migrations = "".join(_build_migration_step(version, text) for version, text in load_migrations().items())
-    grants = "" if reader is None else f"\n{build_grants_sql(reader, airflow_schema)}"
     files = ("begin.sql", "functions.sql", "functions_tries.sql", "triggers.sql", "services.sql", "finish.sql")
     begin, *rest = map(load_sql, files)
     script = fill_placeholders(
@@ -176,7 +172,7 @@ def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
         exception_handler=load_sql("exception_handler.sql").rstrip(),
         owner_privileges=_build_owner_query(airflow_schema),
     )
-    return script + grants
+    return script if reader is None else f"{script}\n{build_grants_sql(reader, airflow_schema)}"
 
 
 def _build_owner_query(airflow_schema: str) -> str:
