@@ -37,7 +37,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from support.outcome_clock import CLOCK
@@ -286,8 +285,11 @@ def _check_all(options: argparse.Namespace, kinds: Sequence[str], directory: str
     chunks = [range(first, min(first + CHUNK, options.cases)) for first in range(0, options.cases, CHUNK)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, prepare, (directory, options.url)) as pool, _interruptible():
+        # Not `map`: when it is interrupted, it cancels futures, which a pool without processes cannot end.
+        pending = [pool.submit(check, options.seed, kinds, chunk) for chunk in chunks]
         try:
-            for report in pool.map(partial(check, options.seed, kinds), chunks):
+            for future in pending:
+                report = future.result()
                 figures += report.figures
                 for remark in report.remarks:
                     sys.stdout.write(f"{remark}\n")
