@@ -60,6 +60,8 @@ async def trigger_new_run(airflow: VersionedSql, tasks: dict[str, list[str]], te
 
 async def assert_streams(url: str, server: RunningServer) -> None:
     """Check that a new run is streamed from its first transition to its result, before its task succeeds."""
+    # Triggers that had switched themselves off count a loss when they are switched on.
+    losses = (await fetch_status(url)).losses
     async with VersionedSql.open(url) as airflow:
         key = await trigger_new_run(airflow, CHAIN, {"clean_up": False})
         async with sse(server.url, key) as events:
@@ -73,7 +75,7 @@ async def assert_streams(url: str, server: RunningServer) -> None:
     assert [frame["state"] for frame in frames if frame["type"] == "run"] == ["running"]
     assert frames[-2]["results"] == {"answer": {"text": "because"}}
     assert frames[-1]["outcome"] == "result"
-    assert (await fetch_status(url)).losses == 0
+    assert (await fetch_status(url)).losses == losses
     assert await results_for_late_client(server, key) == {"answer": {"text": "because"}}
 
 
