@@ -173,6 +173,10 @@ check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; no
 check-mutants: $(VENV)/.dev $(VENV)/.pages  ## Make hand-made faults in a copy of the project; tests must notice 95 % of them
 	PYTHONPATH=tests $(BIN)/python -m support.mutants $(ARGS)
 
+.PHONY: check-open-webui
+check-open-webui: $(VENV)/.dev  ## Open WebUI asks a DAG in Chromium; needs Python 3.11, and 1.3 GB for its environment
+	$(BIN)/python -m pytest tests/open_webui $(ARGS)
+
 .PHONY: check-outcome
 check-outcome: $(VENV)/.dev  ## Compare predictions with Airflow's scheduler in CASES=20000 random runs
 	PYTHONPATH=tests $(BIN)/python -m support.outcome_check --cases $(or $(CASES),20000) $(ARGS)
@@ -197,3 +201,6 @@ constraints: $(BIN)/uv  ## Update the pinned versions
 	  case $$pins in */airflow-3.[0-3].*) oldest=3.10 ;; *) oldest=3.11 ;; esac; \
 	  $(BIN)/uv pip compile --universal --python-version $$oldest --no-header --no-annotate --no-emit-index-url \
 	  --quiet --upgrade --output-file "$${pins%.in}.txt" "$$pins" || exit 1; done
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet --upgrade \
+	  --override tests/open_webui/constraints/overrides.txt \
+	  --output-file tests/open_webui/constraints/open-webui.txt tests/open_webui/constraints/open-webui.in

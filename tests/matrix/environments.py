@@ -32,9 +32,17 @@ def environment_python(version: str) -> Path:
     Raises:
         AssertionError: It cannot be built; the message ends with uv's output.
     """
-    pins = CONSTRAINTS / f"airflow-{version}.txt"
+    return build_environment(f"airflow-{version}", CONSTRAINTS / f"airflow-{version}.txt")
+
+
+def build_environment(name: str, pins: Path) -> Path:
+    """Return the interpreter of an environment with pinned packages; build it if it does not exist.
+
+    Raises:
+        AssertionError: It cannot be built; the message ends with uv's output.
+    """
     contents = hashlib.sha256(f"{sys.version} {sys.base_prefix}\n".encode() + pins.read_bytes()).hexdigest()
-    directory = CACHE / f"airflow-{version}-{contents[:16]}"
+    directory = CACHE / f"{name}-{contents[:16]}"
     python = directory / "bin" / "python"
     complete = directory / "complete"
     with exclusive_lock(directory.name, CACHE):

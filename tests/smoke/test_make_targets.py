@@ -33,6 +33,7 @@ SMALLEST: dict[str, list[str]] = {
     "check-hostile": ["STREAMS=30", "ARGS=--seconds 8 --copies 1"],
     "check-lossless": ["SECONDS=5"],
     "check-mutants": ["ARGS=--only 'not redacted'"],
+    "check-open-webui": ["ARGS=--collect-only -q"],
     "check-outcome": ["CASES=20", "ARGS=--seed m"],
     "check-scenarios": ["RUNS=1", "ARGS=--collect-only -q"],
     "check-soak": ["MINUTES=0.3"],

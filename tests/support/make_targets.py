@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 DEADLINE = 300.0
 
-WITHOUT_FIGURES = {"check-scenarios"}
+WITHOUT_FIGURES = {"check-open-webui", "check-scenarios"}
 """Targets that run tests of the suite, whose last line is that of pytest."""
 
 WITH_MISSES = {"check-hostile", "check-soak"}
