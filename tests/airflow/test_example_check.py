@@ -8,8 +8,8 @@ import pytest
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
-from support.example_check import check, find_stale_entries, report_figures
-from support.example_dags import NOT_RUN, WITHOUT_DAGS, example_folders
+from support.example_check import check, chosen_examples, find_stale_entries, report_figures
+from support.example_dags import LISTED, NOT_RUN, WITHOUT_DAGS, example_folders, files_naming
 from support.example_runs import ComparedRun, ExampleRuns
 from support.waiting import eventually
 
@@ -58,3 +58,16 @@ def test_entries_for_dags_that_do_not_exist_are_misses(monkeypatch: pytest.Monke
     assert all("Airflow has no such DAG" in line for line in stale)
     monkeypatch.setitem(WITHOUT_DAGS, "example_gone.py", "gone")
     assert "example_gone.py is listed, but Airflow has no such file" in find_stale_entries([], example_folders())
+
+
+def test_only_the_files_of_the_chosen_dags_are_read() -> None:
+    with chosen_examples(["example_external_task"]) as folder:
+        assert folder is not None
+        names = {path.name for path in folder.iterdir()}
+    assert {"example_external_task_parent_deferrable.py", "example_external_task_child_deferrable.py"} <= names
+    assert len(names) < 5
+    # The one needs a plugin, which Airflow loads with all of its folders.
+    for dag_ids in (["example_workday_timetable"], ["no_such_dag"], None):
+        with chosen_examples(dag_ids) as folder:
+            assert folder is None
+    assert [dag_id for dag_id in LISTED if not files_naming([dag_id])] == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Members of the request that triggers a run, where Airflow refuses one without them."""
 
+PLUGINS = "airflow.example_dags.plugins"
+"""Module of the plugins that some of the files import."""
+
+LISTED = frozenset({*NOT_RUN, *PARTNERS, *REQUESTS, *(dag_id for partners in PARTNERS.values() for dag_id in partners)})
+"""DAGs of which something is known here."""
+
 
 def example_folders() -> list[Path]:
     """Return the folders of the installed packages."""
@@ -56,3 +63,12 @@ def example_folders() -> list[Path]:
 def example_files(folder: Path) -> list[Path]:
     """Return the files of a folder that define DAGs, sorted by name."""
     return sorted(path for path in folder.glob("*.py") if path.name not in {"__init__.py", *WITHOUT_DAGS})
+
+
+def files_naming(dag_ids: Collection[str]) -> list[Path]:
+    """Return the files that may define these DAGs: those with one of the names as a word, or as that of the file."""
+    if not dag_ids:
+        return []
+    words = re.compile(rf"\b({'|'.join(map(re.escape, dag_ids))})\b")
+    files = [path for folder in example_folders() for path in example_files(folder)]
+    return [path for path in files if path.stem in dag_ids or words.search(path.read_text())]
