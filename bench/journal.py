@@ -106,7 +106,7 @@ def main() -> int:
     modes = (NONE, IDLE_NOTIFY) if options.targets_only else MODES
     if not options.targets_only:
         cases += [Case("transition", 8, listeners) for listeners in LISTENERS[1:]]
-    cases = [case for case in cases if options.workload in {None, case.workload}]
+    cases = [case for case in cases if options.workload in {None, case.workload} and case.writers in options.writers]
     rates: dict[Case, dict[str, list[float]]] = {case: {mode: [] for mode in modes} for case in cases}
     # Missing triggers must not be restored.
     with (
@@ -115,7 +115,7 @@ def main() -> int:
         TemporaryDirectory() as folder,
         _busy_processes(options.busy),
     ):
-        scripts = uvloop.run(prepare(running.database_url))
+        scripts = uvloop.run(prepare(running.database_url, max(options.writers)))
         files = {name: Path(folder, name.replace(" ", "_")) for name in scripts}
         for name, text in scripts.items():
             files[name].write_text(text)
@@ -135,6 +135,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=4, help="length of a measurement (default: %(default)d)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)d)")
     parser.add_argument("--workload", choices=WORKLOADS, help="this one alone (default: all)")
+    parser.add_argument("--writers", type=int, nargs="+", choices=WRITERS, default=WRITERS, help="(default: all)")
     parser.add_argument("--targets-only", action="store_true", help="only what the targets need, for a short run")
     parser.add_argument("--busy", type=int, default=0, help="other processes that need a core (default: %(default)d)")
     return parser.parse_args()
@@ -151,7 +152,7 @@ def _busy_processes(processes: int) -> Iterator[None]:
             one.wait()
 
 
-async def prepare(url: str) -> dict[str, str]:
+async def prepare(url: str, writers: int) -> dict[str, str]:
     """Write a task instance for each row that a writer can pick. Return the scripts of `WORKLOADS` for these tables."""
     async with AirflowSql.open(url) as airflow:
         version = await airflow.add_dag(KEY.dag_id, {"t": []})
@@ -166,7 +167,7 @@ async def prepare(url: str) -> dict[str, str]:
             " $3, 'queued' FROM generate_series(0, $4::integer - 1) AS n",
             *KEY,
             version,
-            max(WRITERS) * ROWS,
+            writers * ROWS,
         )
         await airflow.connection.execute("VACUUM ANALYZE task_instance")
     return {workload: text.replace("{index}", index) for workload, text in WORKLOADS.items()}

@@ -72,7 +72,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with raise_on_sigterm(), running_database() as (url, directory), TemporaryDirectory() as folder:
         script = Path(folder, "script.sql")
-        script.write_text(uvloop.run(prepare(url))["transition"])
+        script.write_text(uvloop.run(prepare(url, WRITERS))["transition"])
         postmaster = _postmaster(url)
         for number in range(1, options.rounds + 1):
             for name, figures in found.items():

@@ -19,7 +19,7 @@ SMALLEST: dict[str, list[str]] = {
         "ARGS=--clients 20 --rates 20 --seconds 1 --rounds 1 --no-idle --no-own-runs --only SSE WebSocket"
     ],
     "bench-fanout-journal": ["ARGS=--clients 20 --rates 20 --seconds 1 --rounds 1"],
-    "bench-journal": ["ARGS=--seconds 1 --rounds 1 --workload heartbeat"],
+    "bench-journal": ["ARGS=--seconds 1 --rounds 1 --workload transition --writers 1"],
     "bench-large-dags": ["ARGS=--seconds 1 --tasks 100 --links 5 --mebibytes 1 --instances 100 --results 20"],
     "bench-latency": ["ARGS=--seconds 1 --rounds 1 --warm-up 0.2 --rate 50"],
     "bench-long-transactions": ["ARGS=--reads 20 --rounds 1 --rows 1000"],
@@ -34,7 +34,7 @@ SMALLEST: dict[str, list[str]] = {
     "check-lossless": ["SECONDS=5"],
     "check-mutants": ["ARGS=--only 'not redacted'"],
     "check-open-webui": ["ARGS=--collect-only -q"],
-    "check-outcome": ["CASES=20", "ARGS=--seed m"],
+    "check-outcome": ["CASES=20", "ARGS=--seed m --jobs 1"],
     "check-scenarios": ["RUNS=1", "ARGS=--collect-only -q"],
     "check-soak": ["MINUTES=0.3"],
 }
