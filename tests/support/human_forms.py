@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 from websockets.asyncio.client import connect
@@ -16,7 +16,7 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.client import Refused, answer_input
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import bearer_header
-from support.example_runs import ANSWER_SECONDS
+from support.example_runs import ANSWER_SECONDS, WAITS_FOR_INPUT
 from support.streams import Events, Frame, sse
 
 DAGS = Path(__file__).resolve().parents[1] / "airflow" / "dags_3_1"
@@ -48,15 +48,6 @@ class Callers:
 
     reader: str
     """Of a user without that permission."""
-
-
-class Question(NamedTuple):
-    """What identifies a request."""
-
-    task_id: str
-    map_index: int
-    try_number: int
-    asked_at: str
 
 
 class HumanForms:
@@ -105,15 +96,19 @@ class HumanForms:
 
     async def _answer_all(self, events: Events, instances: Collection[tuple[str, int]]) -> list[Frame]:
         frames: list[Frame] = []
-        seen: set[Question] = set()
+        requests: dict[tuple[str, int], Frame] = {}
         async with anyio.create_task_group() as answers:
             with anyio.fail_after(RUN_SECONDS):
                 async for frame in events:
                     frames.append(frame)
-                    if frame["type"] == "input" and (question := question_of(frame)) not in seen:
-                        seen.add(question)
-                        if (frame["task_id"], frame["map_index"]) in instances:
-                            answers.start_soon(self._answer, frame)
+                    instance = frame.get("task_id", ""), frame.get("map_index", -1)
+                    if instance not in instances:
+                        continue
+                    if frame["type"] == "input":
+                        requests[instance] = frame
+                    elif frame["type"] == "task" and frame["state"] in WAITS_FOR_INPUT:
+                        # The task has asked before it waits. It is not answered before its process may end.
+                        answers.start_soon(self._answer, requests[instance])
         return frames
 
     async def _answer(self, request: Frame) -> None:
@@ -155,10 +150,6 @@ class HumanForms:
         except Refused as error:
             return error.status
         raise AssertionError(f"the answer {options} for {task_id} is not refused")
-
-
-def question_of(frame: Frame) -> Question:
-    return Question(*(frame[name] for name in Question._fields))
 
 
 async def check_human_forms(forms: HumanForms, *, waiting: str) -> None:
