@@ -24,6 +24,8 @@ WAITS_FOR_INPUT = {"awaiting_input", "deferred"}
 """States of a task that waits for a person: of Airflow 3.3, and of 3.1 and 3.2."""
 
 LOOP_GATE = "LoopGateOperator"
+EMPTY_OPERATORS = {"EmptyOperator", "ExternalTaskMarker"}
+"""Those of the examples that Airflow does not run."""
 
 ANSWER_SECONDS = 3.0
 """Time that a person takes at least. Airflow 3.3 lets the task fail where the answer comes before its scheduler has
@@ -181,21 +183,22 @@ class ExampleRuns:
         return "failure", {}
 
     def _find_answering_tasks(self, dag_id: str) -> list[str]:
-        """Return the tasks without tasks below, teardowns set aside. The last task of a loop replaces its gate."""
+        """Return the leaves that can answer. The last task of a loop replaces its gate."""
         found = self._get(f"/dags/{dag_id}/tasks")["tasks"]
         # The API does not name teardowns; no other task has this rule.
         teardowns = {task["task_id"] for task in found if task["trigger_rule"] == "all_done_setup_success"}
-        leaves = [
-            task
-            for task in found
-            if task["task_id"] not in teardowns and not set(task["downstream_task_ids"]) - teardowns
-        ]
+        below = {task["task_id"]: set(task["downstream_task_ids"]) - teardowns for task in found}
+        left = {task["task_id"]: task for task in found if task["task_id"] not in teardowns}
+        while silent := [task_id for task_id, task in left.items() if not below[task_id] and _is_silent(task)]:
+            for task_id in silent:
+                del left[task_id]
+            below = {task_id: tasks - set(silent) for task_id, tasks in below.items()}
         answering: list[str] = []
-        for leaf in leaves:
-            if leaf["operator_name"] == LOOP_GATE:
-                answering += [task["task_id"] for task in found if leaf["task_id"] in task["downstream_task_ids"]]
-            else:
-                answering.append(leaf["task_id"])
+        for task_id, leaf in left.items():
+            if not below[task_id] and leaf["operator_name"] == LOOP_GATE:
+                answering += [one for one, tasks in below.items() if task_id in tasks]
+            elif not below[task_id]:
+                answering.append(task_id)
         return answering
 
     def _read_value(self, key: RunKey, task_id: str, instance: InstanceInAirflow) -> Any:
@@ -208,6 +211,11 @@ class ExampleRuns:
 
     async def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         return await asyncio.to_thread(self._rest.request, method, path, **arguments)
+
+
+def _is_silent(task: Mapping[str, Any]) -> bool:
+    """Whether a task can never return a value, or runs only if something failed."""
+    return task["operator_name"] in EMPTY_OPERATORS or task["trigger_rule"] in {"one_failed", "all_failed"}
 
 
 def _last_iteration(instances: Mapping[Index, InstanceInAirflow]) -> dict[int, InstanceInAirflow]:
