@@ -180,7 +180,7 @@ class ExampleRuns:
         if instances and all(one.state == "success" for one in instances.values()):
             values = [self._read_value(run.key, task_id, instances[index]) for index in sorted(instances)]
             return "result", {task_id: values[0] if -1 in instances else values}
-        return "failure", {}
+        return "none" if run.state == "success" else "failure", {}
 
     def _find_answering_tasks(self, dag_id: str) -> list[str]:
         """Return the leaves that can answer. The last task of a loop replaces its gate."""
