@@ -135,10 +135,11 @@ export class Chat {
     if (stream.state === "ended" || stream.state === "failed") this.#streams.delete(id)
   }
 
+  /** Leaves out questions without an answer, also where the run has not failed: models refuse a message without content. */
   #historyBefore(index: number): ChatMessage[] {
     return this.#turns
       .slice(0, index)
-      .filter(({ status }) => status === "answered")
+      .filter(({ status, answer, problem }) => status === "answered" && (problem === null || answer !== ""))
       .flatMap(({ question, answer }) => [
         { role: "user", content: question },
         { role: "assistant", content: answer },

@@ -177,6 +177,34 @@ test("useDagRunChat sends questions with the history, and renders answers as the
   await page.unmount()
 })
 
+test.each([
+  ["", []],
+  [
+    "I searched",
+    [
+      { role: "user", content: "Why?" },
+      { role: "assistant", content: "I searched" },
+    ],
+  ],
+])("useDagRunChat sends only texts of a run without a result in the history: '%s'", async (text, history) => {
+  const none = { ...end("none"), reason: "no_result_task" }
+  const output = text ? [withCursor("c2", chunk(1, 0, text))] : []
+  const { client, server } = await createClientFor(
+    respondToTrigger(toEventStream([withCursor("c1", snapshot()), ...output, withCursor("c3", none)])),
+    respondToTrigger(
+      toEventStream([withCursor("c1", snapshot()), withCursor("c2", result("Now")), withCursor("c3", end())]),
+    ),
+  )
+  const page = await renderStrict(<Chat client={client} />)
+  await act(async () => chat.send("Why?"))
+  await page.until(`[Why?] answered: ${text} (The run`)
+  await act(async () => chat.send("Really?"))
+  await page.until("[Really?] answered: Now ()")
+  const [, second] = server.requests.map(({ body }) => JSON.parse(body).conf)
+  expect(second).toEqual({ message: "Really?", history })
+  await page.unmount()
+})
+
 test("useDagRunChat survives a reload in the middle of an answer", async () => {
   const kept = new Map<string, string>()
   const storage = {
