@@ -68,7 +68,7 @@ class OutputBuffer:
         self._bytes_left = _read_max_try_bytes()
         self._failures = 0
         self.push_interval = _read_variable(INTERVAL_VARIABLE, round(PUSH_INTERVAL_SECONDS * 1000)) / 1000
-        self._pacing = PushPacing(self.push_interval)
+        self._pacing = PushPacing(self.push_interval, threaded=threaded)
         self._closed = False
         self._warned: set[str] = set()
         self._thread = (

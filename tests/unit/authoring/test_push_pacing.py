@@ -33,6 +33,9 @@ class FixedInterval:
     def next_push_at(self) -> float:
         return self._pushed_at + PUSH_INTERVAL_SECONDS
 
+    def is_due(self, now: float) -> bool:
+        return now >= self.next_push_at()
+
 
 class Simulated(NamedTuple):
     pushes: int
@@ -65,6 +68,18 @@ def simulate(pacing: Pacing, items: list[float], push_seconds: float) -> Simulat
         pacing.record_push(now, end)
         now = end
     return Simulated(pushes, statistics.median(took), max(took))
+
+
+def simulate_without_thread(pacing: PushPacing | FixedInterval, gap: float, push_seconds: float) -> int:
+    """Return how many pushes a task causes that pushes itself, and emits an item each `gap` seconds after the last."""
+    now, pushes = 0.0, 0
+    for _ in range(ITEMS):
+        now += gap
+        pacing.record_item(now)
+        if pacing.is_due(now):
+            pacing.record_push(now, now + push_seconds)
+            now, pushes = now + push_seconds, pushes + 1
+    return pushes
 
 
 def regular(per_second: float, chance: random.Random) -> list[float]:
@@ -108,3 +123,12 @@ def test_an_item_does_not_wait_for_one_that_does_not_come() -> None:
     assert pacing.next_push_at() <= 0.98 + PUSH_INTERVAL_SECONDS
     pacing.record_push(0.89, 0.90)
     assert pacing.next_push_at() <= 0.99, "the last item has just come"
+
+
+@pytest.mark.parametrize("push_seconds", [0.013, 0.03])
+@pytest.mark.parametrize("gap", [0.01, 0.02, 0.03, 0.035])
+def test_without_a_thread_items_are_pushed_at_the_interval(gap: float, push_seconds: float) -> None:
+    fixed, paced = (
+        simulate_without_thread(pacing, gap, push_seconds) for pacing in (FixedInterval(), PushPacing(threaded=False))
+    )
+    assert paced == fixed
