@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -37,6 +38,9 @@ TRY_BYTES_VARIABLE = "STREAM_SERVER_EMIT_MAX_BYTES"
 
 INTERVAL_VARIABLE = "STREAM_SERVER_EMIT_INTERVAL_MS"
 """Environment variable on the Airflow worker that overrides `PUSH_INTERVAL_SECONDS`, in milliseconds."""
+
+MAX_INTERVAL_MS = 60 * 60 * 1000
+"""Largest time between two pushes that `INTERVAL_VARIABLE` sets. `Condition.wait` rejects some larger ones."""
 
 MAX_FAILURES = 3
 """Consecutive failed pushes after which a try emits nothing more."""
@@ -67,7 +71,7 @@ class OutputBuffer:
         self._next_index = 0
         self._bytes_left = _read_max_try_bytes()
         self._failures = 0
-        self.push_interval = _read_variable(INTERVAL_VARIABLE, round(PUSH_INTERVAL_SECONDS * 1000)) / 1000
+        self.push_interval = _read_push_interval()
         self._pacing = PushPacing(self.push_interval, threaded=threaded)
         self._closed = False
         self._warned: set[str] = set()
@@ -112,19 +116,25 @@ class OutputBuffer:
         if self._thread is not None and self._thread.ident is not None:
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
         else:
-            self.flush()
+            while self._push_batch() or self._has_items:
+                pass
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._queue and self._unsent_batch is None and not self._closed:
+                while not self._has_items and not self._closed:
                     self._changed.wait()
                 remaining = self._pacing.next_push_at() - time.monotonic()
                 if remaining > 0 and not self._closed:
                     self._changed.wait(remaining)
                     continue
-            if not self._push_batch() and self._closed:
+            if not self._push_batch() and self._closed and not self._has_items:
                 return
+
+    @property
+    def _has_items(self) -> bool:
+        """Whether items are to be pushed. After `MAX_FAILURES` there are none."""
+        return bool(self._queue) or self._unsent_batch is not None
 
     def _push_batch(self) -> bool:
         """Push one batch. Return false if there is none, or if the push failed."""
@@ -196,10 +206,18 @@ def _remove_unstorable(value: object) -> object:
     return value
 
 
+def _read_push_interval() -> float:
+    return _read_variable(INTERVAL_VARIABLE, round(PUSH_INTERVAL_SECONDS * 1000), MAX_INTERVAL_MS) / 1000
+
+
 def _read_max_try_bytes() -> int:
-    return _read_variable(TRY_BYTES_VARIABLE, MAX_TRY_BYTES)
+    return _read_variable(TRY_BYTES_VARIABLE, MAX_TRY_BYTES, sys.maxsize)
 
 
-def _read_variable(name: str, default: int) -> int:
+def _read_variable(name: str, default: int, largest: int) -> int:
     text = os.environ.get(name, "")
-    return int(text) if text.isascii() and text.isdecimal() else default
+    if not text.isascii() or not text.isdecimal():
+        return default
+    digits = text.lstrip("0") or "0"
+    # `int` rejects a text of thousands of digits.
+    return min(int(digits), largest) if len(digits) <= len(str(largest)) else largest

@@ -16,6 +16,7 @@ from stream_server.authoring.output_buffer import (
     MAX_ITEM_BYTES,
     TRY_BYTES_VARIABLE,
     OutputBuffer,
+    _read_push_interval,
 )
 from stream_server.authoring.stream import _emit_yielded
 from stream_server.domain.transition import OUTPUT_KEY
@@ -114,6 +115,30 @@ def test_failed_push_is_retried_with_the_same_index(caplog: pytest.LogCaptureFix
     assert record.levelno == logging.WARNING
 
 
+@pytest.mark.parametrize("threaded", [False, True])
+def test_failed_push_is_retried_after_close(monkeypatch: pytest.MonkeyPatch, threaded: bool) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, "60000")
+    airflow = Airflow()
+    buffer = buffer_with(airflow, "a", threaded=threaded)
+    assert airflow.pushed.wait(10)
+    airflow.failures = MAX_FAILURES - 1
+    buffer.add({"chunk": "b"})
+    buffer.close()
+    assert airflow.values == ["a", "b"]
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_close_gives_up_after_repeated_failures(monkeypatch: pytest.MonkeyPatch, threaded: bool) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, "60000")
+    airflow = Airflow()
+    buffer = buffer_with(airflow, "a", threaded=threaded)
+    assert airflow.pushed.wait(10)
+    airflow.failures = 100
+    buffer.add({"chunk": "b"})
+    buffer.close()
+    assert (airflow.values, airflow.calls) == (["a"], 1 + MAX_FAILURES)
+
+
 def test_repeated_failures_stop_the_output() -> None:
     airflow = Airflow()
     airflow.failures = 100
@@ -157,6 +182,32 @@ def test_the_interval_between_pushes_is_set_on_the_worker(
     airflow = Airflow()
     buffer_with(airflow, "a", "b", "c").close()
     assert (len(airflow.batches), airflow.values) == (batches, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("", 0.04), ("soon", 0.04), ("-1", 0.04), ("0", 0.0), ("25", 0.025), ("0" * 5000 + "25", 0.025)),
+        *(("3600000", 3600.0), ("3600001", 3600.0), ("9" * 16, 3600.0), ("9" * 400, 3600.0), ("9" * 5000, 3600.0)),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_interval_between_pushes_is_at_most_an_hour(
+    monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, text)
+    assert _read_push_interval() == seconds
+    airflow = Airflow()
+    buffer_with(airflow, "a", "b", threaded=True).close()
+    assert airflow.values == ["a", "b"]
+
+
+@pytest.mark.parametrize("digits", [19, 400, 5000])
+def test_no_limit_of_a_try_is_too_large(monkeypatch: pytest.MonkeyPatch, digits: int) -> None:
+    monkeypatch.setenv(TRY_BYTES_VARIABLE, "9" * digits)
+    airflow = Airflow()
+    buffer_with(airflow, "a", "b").close()
+    assert airflow.values == ["a", "b"]
 
 
 def test_characters_invalid_in_jsonb_are_replaced() -> None:
