@@ -7,9 +7,11 @@ become lines. Requests run side by side.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import anyio
@@ -26,7 +28,7 @@ NAME_MEMBERS = {"tools/call": "name", "resources/read": "uri"}
 """Member that the header `Mcp-Name` repeats, by method."""
 
 TIMEOUT = httpx.Timeout(10.0, read=None)
-RETRIES = 10
+RETRIES = 60
 """How often a response is resumed without any event in between."""
 
 RETRY_SECONDS = 0.5
@@ -35,6 +37,15 @@ PARSE_ERROR, INTERNAL_ERROR = -32700, -32603
 CANCELLATION = "notifications/cancelled"
 
 Message: TypeAlias = dict[str, Any]
+
+
+class _Progress:
+    """How far a response has come."""
+
+    def __init__(self, request_id: str | int | None) -> None:
+        self.request_id = request_id
+        self.event_id: str | None = None
+        self.is_answered = False
 
 
 class McpBridge:
@@ -61,10 +72,10 @@ class McpBridge:
     async def _receive(self, line: str, group: TaskGroup) -> None:
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
-        if not isinstance(message, dict):
-            self._fail(None, PARSE_ERROR, "A line must be one JSON object")
+        if not isinstance(message, dict) or not isinstance(message.get("id", ""), str | int):
+            self._fail(None, PARSE_ERROR, "A line must be one JSON-RPC message")
         elif message.get("method") == "initialize":
             # All other requests need its session.
             await self._pass_on(message)
@@ -86,51 +97,60 @@ class McpBridge:
                 self._calls[request_id] = call
             try:
                 await self._exchange(message)
-            except httpx.HTTPError as error:
-                self._fail(request_id, INTERNAL_ERROR, f"No response of the server ({type(error).__name__}: {error})")
+            except (httpx.HTTPError, ValueError) as error:
+                # Messages without an id get no answer.
+                if request_id is not None:
+                    text = f"No response of the server ({type(error).__name__}: {error})"
+                    self._fail(request_id, INTERNAL_ERROR, text)
             finally:
                 if request_id is not None:
                     self._calls.pop(request_id, None)
 
     async def _exchange(self, message: Message) -> None:
-        headers, body = self._build_headers(message), json.dumps(message)
-        event_id: str | None = None
-        async with self._client.stream("POST", "/mcp", content=body, headers=headers) as response:
-            if session := response.headers.get(SESSION_HEADER):
-                self._session = {SESSION_HEADER: session}
-            if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                self._write_body(message, response.status_code, await response.aread())
-                return
-            is_answered, event_id = await self._write_events(response, message)
-        await self._resume(message, event_id, is_answered=is_answered)
+        progress = _Progress(message.get("id"))
+        body = json.dumps(message)
+        try:
+            async with self._client.stream(
+                "POST", "/mcp", content=body, headers=self._build_headers(message)
+            ) as response:
+                if session := response.headers.get(SESSION_HEADER):
+                    self._session = {SESSION_HEADER: session}
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    self._write_body(message, response.status_code, await response.aread())
+                    return
+                await self._write_events(response, progress)
+        except httpx.TransportError:
+            if progress.event_id is None:
+                raise
+        await self._resume(message, progress)
 
-    async def _resume(self, message: Message, event_id: str | None, *, is_answered: bool) -> None:
+    async def _resume(self, message: Message, progress: _Progress) -> None:
         """Continue a response that has ended without an answer, as that of a server that stops."""
         retries = 0
-        while not is_answered and event_id is not None and retries < RETRIES:
+        while not progress.is_answered and progress.event_id is not None and retries < RETRIES:
             await anyio.sleep(RETRY_SECONDS)
             retries += 1
-            headers = {**self._build_headers(message), RESUME_HEADER: event_id, "Accept": "text/event-stream"}
-            async with self._client.stream("GET", "/mcp", headers=headers) as response:
-                if response.is_success:
-                    before = event_id
-                    is_answered, event_id = await self._write_events(response, message, event_id)
-                    retries = retries if event_id == before else 0
-        if not is_answered:
+            before = progress.event_id
+            headers = {**self._build_headers(message), RESUME_HEADER: before, "Accept": "text/event-stream"}
+            with suppress(httpx.TransportError):
+                async with self._client.stream("GET", "/mcp", headers=headers) as response:
+                    if response.is_success:
+                        await self._write_events(response, progress)
+            if progress.event_id != before:
+                retries = 0
+        if not progress.is_answered:
             self._fail(message.get("id"), INTERNAL_ERROR, "The response of the server has ended early")
 
-    async def _write_events(
-        self, response: httpx.Response, message: Message, event_id: str | None = None
-    ) -> tuple[bool, str | None]:
-        """Write the messages of a response. Return whether the answer was among them, and the id of the last event."""
+    async def _write_events(self, response: httpx.Response, progress: _Progress) -> None:
+        """Write the messages of a response, up to the answer."""
         async for event in EventSource(response).aiter_sse():
-            event_id = event.id or event_id
+            progress.event_id = event.id or progress.event_id
             if event.data:
                 self._write(event.data)
                 found = json.loads(event.data)
-                if "method" not in found and found.get("id") == message.get("id"):
-                    return True, event_id
-        return False, event_id
+                if "method" not in found and found.get("id") == progress.request_id:
+                    progress.is_answered = True
+                    return
 
     def _build_headers(self, message: Message) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream", **self._session}
@@ -139,10 +159,13 @@ class McpBridge:
         version = meta.get(VERSION_META) if isinstance(meta, dict) else None
         if not (isinstance(version, str) and isinstance(method, str) and isinstance(params, dict)):
             return headers
+        if not (version.isascii() and method.isascii()):
+            # No header can have them; the server refuses the request.
+            return headers
         headers |= {VERSION_HEADER: version, METHOD_HEADER: method}
         named = params.get(NAME_MEMBERS.get(method, ""))
         if isinstance(named, str):
-            headers[NAME_HEADER] = f"=?base64?{base64.b64encode(named.encode()).decode()}?="
+            headers[NAME_HEADER] = f"=?base64?{base64.b64encode(named.encode(errors='replace')).decode()}?="
         return headers
 
     def _write_body(self, message: Message, status: int, body: bytes) -> None:
@@ -150,9 +173,12 @@ class McpBridge:
             answer = json.loads(body) if body else None
         except ValueError:
             answer = None
+        if "id" not in message or "method" not in message:
+            return
         if isinstance(answer, dict) and "jsonrpc" in answer:
-            self._write(json.dumps(answer))
-        elif "method" in message and "id" in message:
+            # The server could not read the id of a message that is not valid.
+            self._write(json.dumps({**answer, "id": message["id"]}))
+        else:
             detail = answer.get("detail") if isinstance(answer, dict) else None
             self._fail(message["id"], INTERNAL_ERROR, f"The server answered {status}: {detail or 'no details'}")
 
@@ -161,13 +187,16 @@ class McpBridge:
 
 
 def _is_modern(message: Message, session: dict[str, str]) -> bool:
-    """Whether the client speaks a revision without sessions."""
+    """Whether a message has the revision without sessions."""
     params = message.get("params")
     meta = params.get("_meta") if isinstance(params, dict) else None
     return not session or (isinstance(meta, dict) and VERSION_META in meta)
 
 
 async def _read_lines() -> AsyncIterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Whatever the locale is: basic/transports, stdio.
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     # A thread reads, since standard input may be a file, which no event loop can wait for.
     async for line in anyio.wrap_file(sys.stdin):
         yield line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -36,10 +36,10 @@ class _SerializedDag(msgspec.Struct):
     dag: _Dag
 
 
-async def read_dag_descriptions(run_store: RunStore, tag: str) -> list[DagDescription]:
-    """Return the DAGs with a tag, sorted by id. Errors as for `RunStore.read_history`."""
+async def read_dag_descriptions(run_store: RunStore, tag: str, dag_ids: Collection[str]) -> list[DagDescription]:
+    """Return those of some DAGs that have a tag, sorted by id. Errors as for `RunStore.read_history`."""
     async with run_store.acquire_connection() as (connection, queries):
-        rows = await connection.fetch(queries["tool_dags"], tag)
+        rows = await connection.fetch(queries["tool_dags"], tag, [*dag_ids])
     # Compressed DAGs may be large.
     return await asyncio.to_thread(lambda: [_build_description(row) for row in rows])
 

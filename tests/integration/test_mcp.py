@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -24,6 +26,7 @@ from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
 from support.chat_runs import begin_answer, fail_answer
 from support.server import RunningServer, running_server
+from support.streams import DEADLINE
 from support.stub_callers import CallerPermissions, StubPermissions
 from support.tcp_proxy import TcpProxy
 from support.waiting import eventually_answered, eventually_async
@@ -234,7 +237,7 @@ async def test_a_long_run_is_waited_for_again(
         await eventually_async(lambda: server.hub.is_live)
         async with client_of(server.url, ada.token, "2026-07-28") as client:
             result = await client.call_tool("chat", {})
-            assert "still running" in text_of(result)
+            assert "continues. Call wait_for_dag_run" in text_of(result)
             assert stub.patches == []
             key = await begin_answer(airflow, stub)
             await airflow.push(key, "answer", "at last")
@@ -301,3 +304,56 @@ async def test_a_program_offers_the_tools_on_its_standard_streams(
         call.cancel()
         await eventually_async(lambda: stub.patches, what="the run is set to failed")
     await wait_for_cancellation_decision()
+
+
+async def test_the_program_resumes_a_response_that_is_cut(
+    tools: RunningServer,
+    settings: Callable[..., Settings],
+    ada: CallerPermissions,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+) -> None:
+    async with running_server(settings(airflow_url=stub.url)) as other, TcpProxy.listen(port_of(tools)) as proxy:
+        await eventually_async(lambda: other.hub.is_live)
+        command = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "stream_server", "mcp", "--url", f"http://127.0.0.1:{proxy.port}"],
+            env={"STREAM_SERVER_TOKEN": ada.token},
+        )
+        async with Client(command, mode="legacy") as client:
+            seen: list[str | None] = []
+
+            async def on_progress(_progress: float, _total: float | None, message: str | None) -> None:
+                seen.append(message)
+
+            call = asyncio.create_task(client.call_tool("chat", {}, progress_callback=on_progress))
+            key = await begin_answer(airflow, stub)
+            await eventually_async(lambda: seen, what="progress is reported")
+            await proxy.switch_to(port_of(other))
+            await airflow.push(key, "answer", "still")
+            assert text_of(await call) == "still"
+
+
+async def test_the_program_survives_lines_that_are_no_messages(tools: RunningServer, ada: CallerPermissions) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stream_server", "mcp", "--url", tools.url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "STREAM_SERVER_TOKEN": ada.token},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    lines = [
+        b"{",
+        b"[1]",
+        b"[" * 100_000,
+        b'{"id":[1],"method":"ping"}',
+        b"\xff",
+        b'{"jsonrpc":"2.0","id":5,"method":"ping"}',
+    ]
+    process.stdin.write(b"\n".join([*lines, b""]))
+    answers = [json.loads(await asyncio.wait_for(process.stdout.readline(), DEADLINE)) for _ in lines]
+    assert [answer.get("error", {}).get("code") for answer in answers] == [*[-32700] * 5, None]
+    assert answers[-1] == {"jsonrpc": "2.0", "id": 5, "result": {}}
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), DEADLINE) == 0

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from httpx_sse import aconnect_sse
 
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.airflow_stub_fixtures import complete_run
+from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
 from support.chat_runs import begin_answer
 from support.server import RunningServer
 from support.stub_callers import CallerPermissions, client_for
@@ -76,8 +79,7 @@ async def send_modern(caller: httpx.AsyncClient, method: str, **params: Any) -> 
 )
 async def test_a_body_that_is_no_message_is_refused(caller: httpx.AsyncClient, body: bytes, code: int) -> None:
     response = await caller.post("/mcp", content=body, headers={"Content-Type": "application/json"})
-    assert response.json()["error"]["code"] == code
-    assert response.status_code in {200, 400}
+    assert (response.status_code, response.json()["error"]["code"]) == (400, code)
 
 
 async def test_headers_must_fit_the_message(caller: httpx.AsyncClient) -> None:
@@ -112,18 +114,24 @@ async def test_unknown_methods_and_sessions_are_refused(caller: httpx.AsyncClien
     response = await caller.post(
         "/mcp", json=build_message("tools/list"), headers={"MCP-Protocol-Version": "1999-01-01"}
     )
-    assert response.json()["error"]["code"] == -32022
+    assert (response.status_code, response.json()["error"]["code"]) == (400, -32022)
+    nested = base64.urlsafe_b64encode(b'["2025-11-25",true,' + b"[" * 2900).decode()
+    response = await caller.post("/mcp", json=build_message("tools/list"), headers={"Mcp-Session-Id": nested})
+    assert response.status_code == 404
     assert (await caller.get("/mcp", headers={"Accept": "text/event-stream"})).status_code == 405
     assert (await caller.delete("/mcp")).status_code == 405
 
 
 async def test_the_caller_needs_a_credential(auth_server: RunningServer) -> None:
-    async with httpx.AsyncClient(base_url=auth_server.url) as nobody:
-        response = await nobody.post("/mcp", json=build_message("tools/list"))
-        assert response.status_code == 401
-        assert response.headers["WWW-Authenticate"].startswith("Bearer")
-        foreign = await nobody.post("/mcp", json=build_message("ping"), headers={"Origin": "https://elsewhere.example"})
-        assert foreign.status_code == 403
+    async with httpx.AsyncClient(base_url=auth_server.url) as client:
+        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+        for message in (build_message("tools/list"), build_message("ping"), build_message("initialize"), cancelled):
+            response = await client.post("/mcp", json=message)
+            assert response.status_code == 401, message
+            assert response.headers["WWW-Authenticate"].startswith("Bearer")
+        foreign = {"Origin": "https://elsewhere.example"}
+        assert (await client.post("/mcp", json=build_message("ping"), headers=foreign)).status_code == 403
+        assert (await client.get("/mcp", headers=foreign)).status_code == 403
 
 
 async def test_a_run_is_a_task(caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub) -> None:
@@ -158,6 +166,9 @@ async def test_a_task_of_the_earlier_revision(caller: httpx.AsyncClient, stub: A
     async with aconnect_sse(caller, "POST", "/mcp", json=wanted, headers=headers) as events:
         answers = [json.loads(event.data) async for event in events.aiter_sse() if event.data]
     assert answers[-1]["result"]["structuredContent"] == {"text": "because"}
+    assert answers[-1]["result"]["_meta"] == {"io.modelcontextprotocol/related-task": {"taskId": task["taskId"]}}
+    cancelled = await caller.post("/mcp", json=build_message("tasks/cancel", taskId=task["taskId"]), headers=headers)
+    assert "error" in cancelled.json(), "the run has ended with success"
 
 
 async def test_a_response_is_resumed_after_an_event(
@@ -196,3 +207,65 @@ async def test_each_caller_needs_their_own_rights(
     called = await send_modern(caller, "tools/call", name="chat", arguments={})
     assert "secret" not in json.dumps(called)
     assert len(stub.triggers) == 1
+
+
+async def test_a_value_that_the_caller_may_not_read_is_no_result(
+    caller: httpx.AsyncClient, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    begun = (await send_modern(caller, "tools/call", extensions={TASKS: {}}, name="chat", arguments={}))["result"]
+    key = await begin_answer(airflow, stub)
+    await airflow.push(key, "answer", "secret")
+    ada.forbid_xcoms()
+    uri = f"dag-run://{key.dag_id}/{quote(key.run_id, safe='')}/result"
+    message, headers = build_modern("resources/read", uri=uri)
+
+    async def is_refused() -> bool:
+        response = await caller.post("/mcp", json=message, headers={**headers, "Mcp-Name": uri})
+        return "error" in response.json()
+
+    await eventually_answered(is_refused, what="the permission is checked again")
+    found = await send_modern(caller, "tasks/get", taskId=begun["taskId"])
+    assert "secret" not in json.dumps(found)
+
+
+async def test_results_fit_the_schema_that_the_author_has_given(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    """Clients refuse a result without structured content, unless it is an error."""
+    await airflow.connection.execute(
+        "UPDATE serialized_dag SET data = jsonb_set(data::jsonb, '{dag,doc_md}', to_jsonb($1::text))::json"
+        " WHERE dag_id = 'chat'",
+        '```json output-schema\n{"type": "object"}\n```',
+    )
+    message, headers = build_modern("tools/call", name="chat", arguments={})
+    large = {"text": "word " * 20_000}
+    for value in (large, "text"):
+        stub.received.clear()
+
+        async def push(airflow: AirflowSql, key: RunKey, value: Any = value) -> None:
+            await airflow.set_run(key, "running")
+            await airflow.start_task(key, "answer")
+            await airflow.push(key, "answer", value)
+
+        stub.then = push
+        async with aconnect_sse(caller, "POST", "/mcp", json=message, headers=headers) as events:
+            (answer,) = [json.loads(event.data) async for event in events.aiter_sse() if event.data]
+        result = answer["result"]
+        assert result.get("structuredContent") == (value if isinstance(value, dict) else None)
+        assert result.get("isError", False) == (not isinstance(value, dict))
+
+
+async def test_only_the_call_that_has_started_a_run_cancels_it(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    await send_modern(caller, "tools/call", extensions={TASKS: {}}, name="chat", arguments={})
+    key = await begin_answer(airflow, stub)
+    state = base64.urlsafe_b64encode(json.dumps([*key]).encode()).decode()
+    message, headers = build_modern("tools/call", name="wait_for_dag_run", arguments={}, requestState=state)
+    async with caller.stream("POST", "/mcp", json=message, headers=headers) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+    await wait_for_cancellation_decision()
+    assert stub.patches == []
+    message, headers = build_modern("tools/call", name="other", arguments={}, requestState=state)
+    response = await caller.post("/mcp", json=message, headers=headers)
+    assert response.json()["error"]["code"] == -32602

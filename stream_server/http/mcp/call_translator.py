@@ -15,6 +15,7 @@ from stream_server.http.mcp.messages import (
     encode_event,
 )
 from stream_server.http.mcp.references import CallReference, encode_reference
+from stream_server.http.mcp.requests import MODERN_VERSION, SESSION_VERSIONS
 from stream_server.http.mcp.results import build_result, build_text
 from stream_server.protocol.frames import (
     AnyFrame,
@@ -27,13 +28,14 @@ from stream_server.protocol.frames import (
     TaskTransition,
     Waiting,
 )
-from stream_server.protocol.input_frames import Input, InputFrame
+from stream_server.protocol.input_frames import Input, InputAnswered, InputFrame
 from stream_server.protocol.schema import Json
 
 INPUT_KEY = "input"
 """Key of the only request of an `input_required` result."""
 
 RETRY_MS = 500
+RELATED_TASK = "io.modelcontextprotocol/related-task"
 
 
 class Call(NamedTuple):
@@ -42,10 +44,25 @@ class Call(NamedTuple):
     key: RunKey
     request_id: RequestId
     progress_token: RequestId | None
-    is_modern: bool
+    version: str
     elicits: bool
     progress: int = 0
     """Progress notifications that earlier responses to the same call have sent."""
+
+    has_schema: bool = False
+    """Whether the tool has an output schema."""
+
+    task_id: str | None = None
+    """The task whose result the client waits for."""
+
+    @property
+    def is_modern(self) -> bool:
+        return self.version == MODERN_VERSION
+
+    @property
+    def meta(self) -> Json:
+        """Members of messages that belong to a task."""
+        return {} if self.task_id is None else {"_meta": {RELATED_TASK: {"taskId": self.task_id}}}
 
     def refer(self, progress: int, asks: Input | None = None, asked_at: str | None = None) -> str:
         """Return the reference to this call, or to a request for human input of its run.
@@ -73,12 +90,16 @@ class CallTranslator:
         self._call, self._shown_at = call, asked_at
         self._progress = call.progress
         self._outcome: Result | Failure | None = None
+        self._asking: tuple[str, int] | None = None
+        """The task instance whose question the client has, and has not answered."""
+
         self.is_complete = False
         """Whether the call needs no more frames, although the run may continue."""
 
     def start(self) -> bytes:
-        # A client resumes from an event id (2025-11-25, basic/transports, Resumability).
-        return b"" if self._call.is_modern else f"id: {self._event_id}\ndata:\n\n".encode()
+        # A client resumes from an event id (2025-11-25, basic/transports, Resumability). Clients of earlier revisions
+        # take an event without data for a message.
+        return f"id: {self._event_id}\ndata:\n\n".encode() if self._call.version == SESSION_VERSIONS[0] else b""
 
     def translate(self, frame: AnyFrame) -> bytes:
         match frame:
@@ -89,16 +110,25 @@ class CallTranslator:
             case Reset():
                 self._outcome = None
             case End():
-                return self._respond(build_result(self._call.key, self._outcome, frame))
+                return self._respond(
+                    build_result(self._call.key, self._outcome, frame, has_schema=self._call.has_schema)
+                )
             case Close():
                 return self._close(frame)
             case Input() if self._can_ask(frame):
                 return self._report(frame) + self._ask(frame)
             case Progress() | TaskTransition() | Waiting() | InputFrame():
+                if isinstance(frame, InputAnswered) and (frame.task_id, frame.map_index) == self._asking:
+                    self._asking = None
                 return self._report(frame)
             case _:
                 pass
         return b""
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the user may be answering a question."""
+        return self._asking is not None
 
     def expire(self, result: Json) -> bytes:
         """Return the response to a call that waits no longer."""
@@ -117,7 +147,8 @@ class CallTranslator:
         self.is_complete = True
         if self._call.is_modern:
             result = {"resultType": "complete", **result}
-        return encode_event(build_response(self._call.request_id, result), self._next_event_id())
+        # Without an event id: there is nothing to resume.
+        return encode_event(build_response(self._call.request_id, {**result, **self._call.meta}))
 
     def _can_ask(self, request: Input) -> bool:
         is_new = request.asked_at.isoformat() != self._shown_at
@@ -128,7 +159,9 @@ class CallTranslator:
         self._shown_at = request.asked_at.isoformat()
         elicitation = build_elicitation(request)
         if not self._call.is_modern:
-            return encode_event(build_request(reference, "elicitation/create", elicitation), self._next_event_id())
+            self._asking = request.task_id, request.map_index
+            params = {**elicitation, **self._call.meta}
+            return encode_event(build_request(reference, "elicitation/create", params), self._next_event_id())
         self.is_complete = True
         required: Json = {
             "resultType": "input_required",
@@ -149,6 +182,7 @@ class CallTranslator:
             return b""
         self._progress += 1
         params: Json = {"progressToken": self._call.progress_token, "progress": self._progress, "message": text}
+        params |= self._call.meta
         return encode_event(build_notification("notifications/progress", params), self._next_event_id())
 
     @property

@@ -37,7 +37,7 @@ def build_elicitation(request: Input) -> Json:
     for name, param in request.params.items():
         field = _build_field(param)
         properties[_name_field(name)] = field
-        if "default" not in field and field["type"] != "boolean":
+        if "default" not in field and field["type"] != "boolean" and not _is_optional(param):
             required.append(_name_field(name))
     schema: Json = {"type": "object", "properties": properties}
     if required:
@@ -52,8 +52,9 @@ def read_answer(content: Any, request: Input) -> InputAnswer:  # noqa: ANN401 # 
     chosen = given.get(OPTION_FIELD, request.options if request.options == ONLY_OPTION else request.defaults or [])
     params = {}
     for name, param in request.params.items():
-        if _name_field(name) in given:
-            params[name] = _read_value(given[_name_field(name)], param)
+        # Airflow needs all fields, and a form may leave out those with a default.
+        field = _name_field(name)
+        params[name] = _read_value(given[field], param) if field in given else _decode(param.value)
     options = [str(option) for option in (chosen if isinstance(chosen, list) else [chosen])]
     return InputAnswer(options, params, request.asked_at.isoformat())
 
@@ -88,12 +89,14 @@ def _build_field(param: InputParam) -> Json:
         field["description"] = "A JSON value"
     value = _decode(param.value)
     if value is not None:
-        field["default"] = value if kind is not None else param_text(param)
+        field["default"] = value if kind is not None else bytes(param.value).decode()
     return field
 
 
-def param_text(param: InputParam) -> str:
-    return bytes(param.value).decode()
+def _is_optional(param: InputParam) -> bool:
+    schema = _decode(param.schema)
+    declared = schema.get("type") if isinstance(schema, dict) else None
+    return declared is None or "null" in (declared if isinstance(declared, list) else [declared])
 
 
 def _find_type(schema: dict[str, Any], value: Any) -> str | None:  # noqa: ANN401 # any JSON value

@@ -1,4 +1,4 @@
-"""The endpoint `/mcp`: `POST` for messages, `GET` to resume a response, `DELETE` to end a session."""
+"""The endpoint `/mcp`: `POST` for messages, `GET` to resume a response. Sessions need no end."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from stream_server.http.mcp.messages import (
     INVALID_PARAMS,
     INVALID_REQUEST,
     STATUSES,
+    UNSUPPORTED_VERSION,
     Message,
     RpcError,
     build_error,
@@ -29,14 +30,16 @@ from stream_server.http.mcp.requests import (
     SESSION_HEADER,
     SESSION_VERSIONS,
     McpRequest,
+    SessionUnknown,
     is_modern_request,
     read_request,
 )
 from stream_server.http.mcp.results import build_text
 from stream_server.http.mcp.tool_calls import answer_elicitation, cancel_call, stream_call
 from stream_server.http.params import read_body
+from stream_server.http.state import State
 
-NOT_FOUND, METHOD_NOT_ALLOWED, ACCEPTED = 404, 405, 202
+ACCEPTED, BAD_REQUEST, FORBIDDEN, NOT_FOUND, METHOD_NOT_ALLOWED = 202, 400, 403, 404, 405
 PASSED_ON = (401, 429, 503)
 """Statuses of errors that clients handle themselves; an agent could do nothing about them."""
 
@@ -48,21 +51,22 @@ async def receive_message(request: Request) -> Response:
     try:
         message = decode_message(await read_body(request))
         async with identify_chat_caller(request) as caller:
+            await _check_credential(request, caller)
             if message.method is msgspec.UNSET:
                 return await _receive_response(request, caller, message)
             if message.id is msgspec.UNSET:
                 return await _receive_notification(request, caller, message)
             return await _handle_request(request, caller, read_request(message, request.headers))
     except RpcError as error:
-        is_modern = message is None or is_modern_request(message, request.headers)
-        return _respond_with_error(message, error, STATUSES.get(error.code, 200) if is_modern else 200)
-    except LookupError:
+        return _respond_with_error(message, error, _select_status(message, error, request))
+    except SessionUnknown:
         no_session = RpcError(INVALID_REQUEST, "There is no such session; begin with `initialize`")
         return _respond_with_error(message, no_session, NOT_FOUND)
 
 
 async def resume_response(request: Request) -> Response:
     """Continue the response to a call after an event (2025-11-25, basic/transports, Resumability)."""
+    refuse_foreign_origin(request)
     reference = decode_reference(request.headers.get("last-event-id"), CallReference)
     if reference is None or reference.request_id is None:
         return Response(status_code=METHOD_NOT_ALLOWED, headers={"Allow": "POST"})
@@ -79,6 +83,26 @@ async def resume_response(request: Request) -> Response:
         return stream_call(request, await watch_run(request, caller, reference.key), wanted, reference)
 
 
+async def _check_credential(request: Request, caller: Caller) -> None:
+    """Raise the error for a caller whom Airflow does not know. Some methods need no other right."""
+    state: State = request.scope["state"]
+    try:
+        await state["authorizer"].check_dags(caller)
+    except AirflowRefused as error:
+        if error.status != FORBIDDEN:
+            raise
+
+
+def _select_status(message: Message | None, error: RpcError, request: Request) -> int:
+    """Return the status of an error. Before revision 2026-07-28, errors of most requests have 200."""
+    is_request = message is not None and message.method is not msgspec.UNSET and message.id is not msgspec.UNSET
+    if message is None or not is_request:
+        return BAD_REQUEST
+    if error.code == UNSUPPORTED_VERSION or is_modern_request(message, request.headers):
+        return STATUSES.get(error.code, 200)
+    return 200
+
+
 async def _handle_request(request: Request, caller: Caller, wanted: McpRequest) -> Response:
     headers = {SESSION_HEADER: build_session_id(wanted)} if wanted.method == "initialize" else {}
     try:
@@ -86,6 +110,8 @@ async def _handle_request(request: Request, caller: Caller, wanted: McpRequest) 
     except StreamServerError as error:
         if wanted.method != "tools/call" or error.status in PASSED_ON or isinstance(error, Unauthenticated):
             raise
+        if wanted.is_old_task:
+            raise RpcError(INVALID_PARAMS, str(error)) from None
         # The agent can correct its arguments, or report the error.
         result = build_text(str(error), is_error=True)
     if isinstance(result, Response):

@@ -16,6 +16,8 @@ METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 RESOURCE_NOT_FOUND = -32002
+"""Until revision 2025-11-25; later it is `INVALID_PARAMS`."""
+
 HEADER_MISMATCH = -32020
 UNSUPPORTED_VERSION = -32022
 
@@ -56,7 +58,7 @@ def decode_message(body: bytes) -> Message:
     """Return the message of a request body.
 
     Raises:
-        RpcError: The body is not JSON, or not one message. Batches exist in no revision that is served here.
+        RpcError: The body is not JSON, or not one message. Batches, which only 2025-03-26 has, are not served.
     """
     try:
         message = _decoder.decode(body)

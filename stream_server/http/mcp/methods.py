@@ -16,8 +16,7 @@ from stream_server.auth.authorizer import Caller
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, RunNotFound
 from stream_server.http.caller import airflow_api_for
-from stream_server.http.chat.dags import list_tagged_dags
-from stream_server.http.chat.run import watch_run
+from stream_server.http.chat.dags import HIDDEN_STATUSES, list_tagged_dags
 from stream_server.http.mcp.messages import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, RpcError
 from stream_server.http.mcp.references import (
     CallReference,
@@ -34,17 +33,16 @@ from stream_server.http.mcp.requests import (
     McpRequest,
     can_ask_user,
 )
-from stream_server.http.mcp.results import JSON_TYPE, read_values
+from stream_server.http.mcp.results import JSON_TYPE, describe_withheld, read_values
 from stream_server.http.mcp.tasks import CANCELLED, build_current_task, build_task
 from stream_server.http.mcp.tool_calls import (
-    WAIT_TOOL,
     WAIT_TOOL_DEFINITION,
     answer_elicitation,
+    await_task,
     call_tool,
     read_run,
-    stream_call,
 )
-from stream_server.http.mcp.tools import TOOL_TAG, ToolDag, build_tool
+from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, ToolDag, build_tool
 from stream_server.http.state import State
 from stream_server.journal.tool_dags import read_dag_descriptions
 from stream_server.protocol.frames import Failure, Result
@@ -53,7 +51,8 @@ from stream_server.protocol.schema import Json
 LIST_TTL_MS = 10_000
 """How long clients may keep a list. New DAGs appear after that."""
 
-HIDDEN_STATUSES = (403, 404)
+MAX_ANSWERS = 10
+"""Answers in one request. A task asks one question at a time."""
 
 INSTRUCTIONS = (
     "Each tool runs an Apache Airflow DAG and returns its result as soon as that exists. If that takes long, the result"
@@ -141,40 +140,31 @@ def _describe_list(wanted: McpRequest) -> Json:
 
 async def _list_tools(request: Request, caller: Caller, wanted: McpRequest) -> Json:
     state: State = request.scope["state"]
-    readable = {dag.dag_id for dag in await list_tagged_dags(request, caller, TOOL_TAG)}
-    tools = [
-        build_tool(ToolDag(*dag))
-        for dag in await read_dag_descriptions(state["run_store"], TOOL_TAG)
-        if dag.dag_id in readable
-    ]
-    tools.append(dict(WAIT_TOOL_DEFINITION))
+    readable = [dag.dag_id for dag in await list_tagged_dags(request, caller, TOOL_TAG)]
+    found = await read_dag_descriptions(state["run_store"], TOOL_TAG, readable)
+    tools = [build_tool(ToolDag(*dag)) for dag in found]
     if wanted.version == SESSION_VERSIONS[0]:
         for tool in tools:
             tool["execution"] = {"taskSupport": "optional"}
-    return {"tools": tools, **_describe_list(wanted)}
+    return {"tools": [*tools, WAIT_TOOL_DEFINITION], **_describe_list(wanted)}
 
 
 async def _read_resource(request: Request, caller: Caller, wanted: McpRequest) -> Json:
     uri = wanted.read_text("uri")
+    missing = INVALID_PARAMS if wanted.is_modern else RESOURCE_NOT_FOUND
     found = parse_run_uri(uri)
     if found is None:
-        raise RpcError(
-            RESOURCE_NOT_FOUND, "There is no such resource; URIs have the form dag-run://dag/run", {"uri": uri}
-        )
+        raise RpcError(missing, "There is no such resource; URIs have the form dag-run://dag/run", {"uri": uri})
     key, is_result = found
     try:
         run = await read_run(request, caller, key)
     except (RunNotFound, AirflowRefused) as error:
         if error.status not in HIDDEN_STATUSES:
             raise
-        raise RpcError(
-            RESOURCE_NOT_FOUND, f"There is no run {key.run_id!r} of a DAG {key.dag_id!r}", {"uri": uri}
-        ) from None
+        raise RpcError(missing, f"There is no run {key.run_id!r} of a DAG {key.dag_id!r}", {"uri": uri}) from None
     body: Any
     if is_result:
-        if not isinstance(run.outcome, Result):
-            raise RpcError(RESOURCE_NOT_FOUND, f"Run {key.run_id!r} has no result", {"uri": uri})
-        body = read_values(run.outcome)
+        body = _read_result(key, run.outcome, missing, uri)
     else:
         body = {
             "run": None if run.snapshot is None else run.snapshot.run,
@@ -187,6 +177,17 @@ async def _read_resource(request: Request, caller: Caller, wanted: McpRequest) -
     return {"contents": [content], **_describe_list(wanted)} | ({"ttlMs": 0} if wanted.is_modern else {})
 
 
+def _read_result(key: RunKey, outcome: Result | Failure | None, missing: int, uri: str) -> Any:  # noqa: ANN401
+    """Return the value of a result, and where values are that are too large to be sent."""
+    if not isinstance(outcome, Result):
+        raise RpcError(missing, f"Run {key.run_id!r} has no result", {"uri": uri})
+    if outcome.withheld:
+        raise RpcError(missing, describe_withheld(key), {"uri": uri})
+    if outcome.references:
+        return {"values": read_values(outcome), "references": outcome.references}
+    return read_values(outcome)
+
+
 async def _get_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:
     key = _read_task_id(wanted)
     with _hide_runs(wanted):
@@ -196,20 +197,26 @@ async def _get_task(request: Request, caller: Caller, wanted: McpRequest) -> Jso
 
 async def _await_task(request: Request, caller: Caller, wanted: McpRequest) -> Response:
     with _hide_runs(wanted):
-        return stream_call(request, await watch_run(request, caller, _read_task_id(wanted)), wanted)
+        return await await_task(request, caller, wanted, _read_task_id(wanted))
 
 
 async def _cancel_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:
     key = _read_task_id(wanted)
     with _hide_runs(wanted):
-        await airflow_api_for(request, caller).fail_run(key)
-    return {} if wanted.is_modern else build_task(key, CANCELLED, None, is_modern=False)
+        state = await airflow_api_for(request, caller).fail_run(key)
+    if wanted.is_modern:
+        return {}
+    if state == "success":
+        raise RpcError(INVALID_PARAMS, "The task is completed and can't be cancelled")
+    return build_task(key, CANCELLED, None, is_modern=False)
 
 
 async def _update_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:
     """Pass the answers of a client to Airflow. The key of an answer names the request."""
     key, responses = _read_task_id(wanted), wanted.params.get("inputResponses")
-    for name, response in responses.items() if isinstance(responses, dict) else ():
+    if not isinstance(responses, dict) or len(responses) > MAX_ANSWERS:
+        raise RpcError(INVALID_PARAMS, f"`params.inputResponses` must be an object with at most {MAX_ANSWERS} members")
+    for name, response in responses.items():
         reference = decode_reference(name, CallReference)
         if reference is None or reference.key != key:
             raise RpcError(INVALID_PARAMS, "`params.inputResponses` has a key that is not one of this task")

@@ -1,6 +1,6 @@
 """Texts that name runs, requests and clients, so that the server has to store none of them. Pure.
 
-They are not signed. A client could make them up, and would gain nothing: each use is checked with the caller's rights.
+They are not signed. A client can make them up, but each use is checked with the caller's own rights.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def decode_reference(text: object, kind: type[_Struct]) -> _Struct | None:
         return None
     try:
         return msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=kind)
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         return None
 
 

@@ -40,6 +40,10 @@ NAME_MEMBERS = {"tools/call": "name", "resources/read": "uri", "prompts/get": "n
 _ENCODED_PREFIX, _ENCODED_SUFFIX = "=?base64?", "?="
 
 
+class SessionUnknown(Exception):
+    """The client must begin a new session."""
+
+
 class McpRequest(NamedTuple):
     """A request."""
 
@@ -66,6 +70,11 @@ class McpRequest(NamedTuple):
         meta = self.params.get("_meta")
         token = meta.get("progressToken") if isinstance(meta, dict) else None
         return token if isinstance(token, str | int) and not isinstance(token, bool) else None
+
+    @property
+    def is_old_task(self) -> bool:
+        """Whether the client wants a call as a task of revision 2025-11-25."""
+        return self.version == SESSION_VERSIONS[0] and isinstance(self.params.get("task"), dict)
 
     def read_text(self, name: str) -> str:
         """Return a member of the params.
@@ -94,17 +103,17 @@ def read_request(message: Message, headers: Mapping[str, str]) -> McpRequest:
 
     Raises:
         RpcError: Headers and message do not fit together, or the revision is not served.
-        LookupError: The session is not known.
+        SessionUnknown: The session is not one of this server.
     """
     if is_modern_request(message, headers):
         return _read_modern(message, headers)
-    version = headers.get(VERSION_HEADER, ASSUMED_VERSION)
-    if message.method != "initialize" and version not in SESSION_VERSIONS:
-        raise _refuse_version(version)
     session_id = headers.get(SESSION_HEADER)
     session = None if session_id is None else decode_reference(session_id, Session)
-    if session_id is not None and session is None:
-        raise LookupError(session_id)
+    if session_id is not None and (session is None or session.version not in SESSION_VERSIONS):
+        raise SessionUnknown
+    version = headers.get(VERSION_HEADER) or (ASSUMED_VERSION if session is None else session.version)
+    if message.method != "initialize" and version not in SESSION_VERSIONS:
+        raise _refuse_version(version)
     return McpRequest(*_read_head(message), version, session is not None and session.elicits, False, session_id)
 
 

@@ -29,21 +29,32 @@ def build_text(text: str, *, is_error: bool = False) -> Json:
     return result
 
 
-def build_result(key: RunKey, outcome: Result | Failure | None, end: End | None) -> Json:
-    """Return the result of a call whose run has an outcome."""
+def build_result(key: RunKey, outcome: Result | Failure | None, end: End | None, *, has_schema: bool = False) -> Json:
+    """Return the result of a call whose run has an outcome.
+
+    Args:
+        key: The run.
+        outcome: The outcome; `None` if there is none.
+        end: The end of the run, if it has ended.
+        has_schema: Whether the tool has an output schema. Clients refuse its results without structured content,
+            unless they are errors.
+    """
     match outcome:
         case Failure():
             failed = build_text(describe_failure(outcome), is_error=True)
             failed["content"].append(build_link(key))
             return failed
         case Result(withheld=True):
-            text = f"The caller may not read the result of run {key.run_id!r}: Airflow denies access to its XComs"
-            return build_text(text, is_error=True)
+            return build_text(describe_withheld(key), is_error=True)
         case Result():
-            return _build_values(key, outcome)
+            return _build_values(key, outcome, has_schema=has_schema)
         case None:
             reason = "" if end is None or end.reason is None else f" ({end.reason.replace('_', ' ')})"
-            return build_text(f"Run {key.run_id!r} has ended without a result{reason}")
+            return build_text(f"Run {key.run_id!r} has ended without a result{reason}", is_error=has_schema)
+
+
+def describe_withheld(key: RunKey) -> str:
+    return f"The caller may not read the result of run {key.run_id!r}: Airflow denies access to its XComs"
 
 
 def read_values(outcome: Result) -> Any:  # noqa: ANN401 # any JSON value
@@ -66,20 +77,20 @@ def build_link(key: RunKey, member: str = "", size: int | None = None) -> Json:
     return link
 
 
-def _build_values(key: RunKey, outcome: Result) -> Json:
+def _build_values(key: RunKey, outcome: Result, *, has_schema: bool) -> Json:
+    if outcome.references:
+        parts = [f"{task} ({one.bytes} bytes, at {one.href} of Airflow)" for task, one in outcome.references.items()]
+        return build_text(f"These results are too large to be sent: {', '.join(parts)}", is_error=has_schema)
     value = read_values(outcome)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    size = len(text.encode())
-    if outcome.references:
-        names = ", ".join(f"{task} ({one.bytes} bytes)" for task, one in outcome.references.items())
-        too_large = f"These results are too large to be sent: {names}. "
-        return {
-            "content": [{"type": "text", "text": too_large + text[:SHOWN_CHARACTERS]}, build_link(key, "/result")],
-        }
+    size, is_object = len(text.encode()), isinstance(value, dict)
     if size > MAX_TEXT_BYTES:
-        cut = f"{text[:SHOWN_CHARACTERS]}…\n\n(The first {SHOWN_CHARACTERS} characters of {size} bytes.)"
-        return {"content": [{"type": "text", "text": cut}, build_link(key, "/result", size)]}
-    result = build_text(text)
-    if isinstance(value, dict):
+        result = build_text(f"{text[:SHOWN_CHARACTERS]}…\n\n(The first {SHOWN_CHARACTERS} characters of {size} bytes.)")
+        result["content"].append(build_link(key, "/result", size))
+    else:
+        result = build_text(text)
+    if is_object and (has_schema or size <= MAX_TEXT_BYTES):
         result["structuredContent"] = value
+    elif has_schema:
+        result["isError"] = True
     return result

@@ -63,7 +63,7 @@ def _keeps_request(frame: InputAnswered | TaskTransition) -> bool:
     return isinstance(frame, TaskTransition) and frame.state in ASKING_STATES
 
 
-def encode_task_id(key: RunKey) -> str:
+def _encode_task_id(key: RunKey) -> str:
     return encode_reference(CallReference(key.dag_id, key.run_id))
 
 
@@ -72,7 +72,7 @@ def build_task(key: RunKey, status: str, created_at: datetime | None, *, is_mode
     now = datetime.now(timezone.utc)
     created = created_at or now
     task: Json = {
-        "taskId": encode_task_id(key),
+        "taskId": _encode_task_id(key),
         "status": status,
         "createdAt": created.isoformat(),
         "lastUpdatedAt": now.isoformat(),

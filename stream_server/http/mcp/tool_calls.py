@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from stream_server.auth.authorizer import Caller
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import Draining, JournalForbidden, JournalMissing, ReadReplica
+from stream_server.errors import Draining, JournalForbidden, JournalMissing, ReadReplica, StreamServerError
 from stream_server.http.caller import airflow_api_for
 from stream_server.http.chat.dags import find_tagged_dag, list_tagged_dags, refuse_paused_dag
 from stream_server.http.chat.reading import read_frames_so_far
@@ -24,9 +24,10 @@ from stream_server.http.mcp.references import CallReference, build_run_uri, deco
 from stream_server.http.mcp.requests import McpRequest
 from stream_server.http.mcp.results import build_link, build_text
 from stream_server.http.mcp.tasks import WORKING, RunFrames, build_task, collect_frames
-from stream_server.http.mcp.tools import TOOL_TAG, name_tool
+from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, ToolDag, build_tool, name_tool
 from stream_server.http.state import State
-from stream_server.http.triggering import compute_digest, name_run_in_errors
+from stream_server.http.triggering import compute_digest
+from stream_server.journal.tool_dags import read_dag_descriptions
 from stream_server.protocol.bodies import DagItem
 from stream_server.protocol.input_frames import Input
 from stream_server.protocol.schema import Json
@@ -34,7 +35,6 @@ from stream_server.protocol.schema import Json
 GRACE = 2.0
 """Seconds that a run continues after its client has disconnected, which cancels it from revision 2026-07-28 on."""
 
-WAIT_TOOL = "wait_for_dag_run"
 WAIT_TOOL_DEFINITION: Json = {
     "name": WAIT_TOOL,
     "title": "Wait for a DAG run",
@@ -57,6 +57,9 @@ PURPOSE = "call of MCP"
 CANCELLED_CALL = "cancelled"
 """What is stored for a call whose client has cancelled it before the run existed; else it is the URI of the run."""
 
+CANCELLATION_SECONDS = 60.0
+"""How long that is stored: the call has been sent before."""
+
 CANNOT_STORE = (JournalForbidden, JournalMissing, ReadReplica)
 
 
@@ -65,30 +68,29 @@ async def call_tool(request: Request, caller: Caller, wanted: McpRequest) -> Res
     name, arguments = wanted.read_text("name"), wanted.params.get("arguments") or {}
     if not isinstance(arguments, dict):
         raise RpcError(INVALID_PARAMS, f"`params.arguments` must be an object, got {type(arguments).__name__}")
-    if "requestState" in wanted.params:
+    if wanted.is_modern and "requestState" in wanted.params:
         return await _continue_call(request, caller, wanted)
     if name == WAIT_TOOL:
         return await _wait_for_run(request, caller, wanted, arguments)
     dag = await _find_tool(request, caller, name)
     refuse_paused_dag(dag)
-    as_task = wanted.wants_tasks or isinstance(wanted.params.get("task"), dict)
+    as_task = wanted.wants_tasks or wanted.is_old_task
     # Revision 2025-11-25 cancels by a notification, later ones by a disconnect. A task needs no client.
     grace = GRACE if wanted.is_modern and not as_task else None
     triggered = await trigger_run(request, caller, dag.dag_id, arguments, None)
     if as_task:
         task = build_task(triggered.key, WORKING, None, is_modern=wanted.is_modern)
         return {"resultType": "task", **task} if wanted.is_modern else {"task": task}
-    with name_run_in_errors(request, triggered.key):
+    has_schema = await _has_output_schema(request, dag.dag_id)
+    try:
         await _store_call(request, caller, wanted, triggered.key)
-        try:
-            run = await watch_run(
-                request, caller, triggered.key, resume_from=triggered.resume_point, cancel_after=grace
-            )
-        except Draining:
-            translator = CallTranslator(_build_call(triggered.key, wanted))
-            return Response(translator.start() + translator.interrupt(), media_type=MEDIA_TYPE)
-    with close_on_error(run):
-        return stream_call(request, run, wanted)
+        run = await watch_run(request, caller, triggered.key, resume_from=triggered.resume_point, cancel_after=grace)
+    except Draining:
+        return interrupt_call(_build_call(triggered.key, wanted))
+    except StreamServerError as error:
+        # Without the URI, the agent would call again, and start a second run.
+        return _build_unfinished(triggered.key, f"{error}. ", is_error=True)
+    return stream_call(request, run, wanted, has_schema=has_schema)
 
 
 async def cancel_call(request: Request, caller: Caller, session_id: str | None, request_id: Any) -> None:  # noqa: ANN401
@@ -96,7 +98,7 @@ async def cancel_call(request: Request, caller: Caller, session_id: str | None, 
     state: State = request.scope["state"]
     if session_id is None or not isinstance(request_id, str | int):
         return
-    found = parse_run_uri(await _claim_call(state, session_id, request_id, CANCELLED_CALL))
+    found = parse_run_uri(await _claim_call(state, caller, session_id, request_id, CANCELLED_CALL))
     if found is not None:
         await airflow_api_for(request, caller).fail_run(found[0])
 
@@ -131,29 +133,58 @@ async def read_run(request: Request, caller: Caller, key: RunKey) -> RunFrames:
 
 
 def stream_call(
-    request: Request, run: AnsweringRun, wanted: McpRequest, reference: CallReference | None = None
+    request: Request,
+    run: AnsweringRun,
+    wanted: McpRequest,
+    reference: CallReference | None = None,
+    *,
+    has_schema: bool = False,
 ) -> Response:
     """Return the stream of a call that begins, or that continues an earlier response."""
     state: State = request.scope["state"]
-    call = _build_call(run.key, wanted, 0 if reference is None else reference.progress)
-    asked_at = None if reference is None else reference.asked_at
-    return CallStream(
-        run,
-        CallTranslator(call, asked_at),
-        state["scheduler"],
-        max_seconds=state["settings"].mcp_wait,
-        unfinished=_build_unfinished(run.key),
-    )
+    with close_on_error(run):
+        call = _build_call(run.key, wanted, reference, has_schema=has_schema)
+        return CallStream(
+            run,
+            CallTranslator(call, None if reference is None else reference.asked_at),
+            state["scheduler"],
+            # The result of a task has no bound (2025-11-25, basic/utilities/tasks).
+            max_seconds=None if call.task_id is not None else state["settings"].mcp_wait,
+            unfinished=_build_unfinished(run.key, is_error=has_schema),
+        )
 
 
-def _build_call(key: RunKey, wanted: McpRequest, progress: int = 0) -> Call:
-    return Call(key, wanted.id, wanted.progress_token, wanted.is_modern, wanted.elicits, progress)
+def interrupt_call(call: Call) -> Response:
+    """Return a response that the client continues at another server: this one stops."""
+    translator = CallTranslator(call)
+    return Response(translator.start() + translator.interrupt(), media_type=MEDIA_TYPE)
 
 
-def _build_unfinished(key: RunKey) -> Json:
-    uri = build_run_uri(key)
-    text = f"Run {key.run_id!r} is still running. Call {WAIT_TOOL} with the run {uri} to get its result"
-    unfinished = build_text(text)
+async def await_task(request: Request, caller: Caller, wanted: McpRequest, key: RunKey) -> Response:
+    """Return the stream that ends with the result of a task."""
+    try:
+        return stream_call(request, await watch_run(request, caller, key), wanted)
+    except Draining:
+        return interrupt_call(_build_call(key, wanted))
+
+
+def _build_call(
+    key: RunKey, wanted: McpRequest, reference: CallReference | None = None, *, has_schema: bool = False
+) -> Call:
+    progress = 0 if reference is None else reference.progress
+    task_id = wanted.params["taskId"] if wanted.method == "tasks/result" else None
+    return Call(key, wanted.id, wanted.progress_token, wanted.version, wanted.elicits, progress, has_schema, task_id)
+
+
+async def _has_output_schema(request: Request, dag_id: str) -> bool:
+    state: State = request.scope["state"]
+    found = await read_dag_descriptions(state["run_store"], TOOL_TAG, [dag_id])
+    return any("outputSchema" in build_tool(ToolDag(*dag)) for dag in found)
+
+
+def _build_unfinished(key: RunKey, reason: str = "", *, is_error: bool = False) -> Json:
+    text = f"{reason}Run {key.run_id!r} continues. Call {WAIT_TOOL} with the run {build_run_uri(key)} to get its result"
+    unfinished = build_text(text, is_error=is_error)
     unfinished["content"].append(build_link(key))
     return unfinished
 
@@ -161,8 +192,8 @@ def _build_unfinished(key: RunKey) -> Json:
 async def _continue_call(request: Request, caller: Caller, wanted: McpRequest) -> Response | Json:
     """Go on with a call whose last response was `input_required`."""
     reference = decode_reference(wanted.params["requestState"], CallReference)
-    if reference is None:
-        raise RpcError(INVALID_PARAMS, "`params.requestState` is not one of this server")
+    if reference is None or wanted.params["name"] not in {WAIT_TOOL, name_tool(reference.dag_id)}:
+        raise RpcError(INVALID_PARAMS, "`params.requestState` is not one of this tool")
     responses = wanted.params.get("inputResponses")
     response = responses.get(INPUT_KEY) if isinstance(responses, dict) else None
     if response is not None and not await answer_elicitation(request, caller, reference, response):
@@ -170,15 +201,25 @@ async def _continue_call(request: Request, caller: Caller, wanted: McpRequest) -
         declined = build_text(text, is_error=True)
         declined["content"].append(build_link(reference.key))
         return declined
-    run = await watch_run(request, caller, reference.key, cancel_after=GRACE)
-    return stream_call(request, run, wanted, reference)
+    is_waiting = wanted.params["name"] == WAIT_TOOL
+    try:
+        # Who waits for a run of another call does not cancel it.
+        run = await watch_run(request, caller, reference.key, cancel_after=None if is_waiting else GRACE)
+    except Draining:
+        return _build_unfinished(reference.key, is_error=True)
+    has_schema = not is_waiting and await _has_output_schema(request, reference.dag_id)
+    return stream_call(request, run, wanted, reference, has_schema=has_schema)
 
 
-async def _wait_for_run(request: Request, caller: Caller, wanted: McpRequest, arguments: Json) -> Response:
+async def _wait_for_run(request: Request, caller: Caller, wanted: McpRequest, arguments: Json) -> Response | Json:
     found = parse_run_uri(arguments.get("run"))
     if found is None:
         raise RpcError(INVALID_PARAMS, "`run` must be the URI of a run, such as dag-run://dag/run")
-    return stream_call(request, await watch_run(request, caller, found[0]), wanted)
+    try:
+        run = await watch_run(request, caller, found[0])
+    except Draining:
+        return _build_unfinished(found[0], is_error=True)
+    return stream_call(request, run, wanted)
 
 
 async def _find_tool(request: Request, caller: Caller, name: str) -> DagItem:
@@ -196,14 +237,15 @@ async def _store_call(request: Request, caller: Caller, wanted: McpRequest, key:
     """Store the run of a call, for a cancellation. If that has come already, set the run to failed."""
     if wanted.session_id is None:
         return
-    stored = await _claim_call(request.scope["state"], wanted.session_id, wanted.id, build_run_uri(key))
+    stored = await _claim_call(request.scope["state"], caller, wanted.session_id, wanted.id, build_run_uri(key))
     if stored == CANCELLED_CALL:
         await airflow_api_for(request, caller).fail_run(key)
 
 
-async def _claim_call(state: State, session_id: str, request_id: str | int, value: str) -> str | None:
+async def _claim_call(state: State, caller: Caller, session_id: str, request_id: str | int, value: str) -> str | None:
     """Return what is stored for a call, and store a value if there is nothing; `None` where nothing can be stored."""
-    digest, lifetime = compute_digest([PURPOSE, session_id, request_id]), state["settings"].idempotency_ttl
+    digest = compute_digest([PURPOSE, caller.headers, session_id, request_id])
+    lifetime = CANCELLATION_SECONDS if value == CANCELLED_CALL else state["settings"].idempotency_ttl
     try:
         return (await state["idempotency_keys"].claim_run(digest, b"", value, lifetime)).run_id
     except CANNOT_STORE:

@@ -23,12 +23,14 @@ ANNOTATION_TAGS = {
 }
 """Annotation of a tool, by tag of its DAG."""
 
+WAIT_TOOL = "wait_for_dag_run"
+"""Name of the tool that waits for a run that takes long."""
+
 MAX_NAME_LENGTH = 128
 MAX_DESCRIPTION_LENGTH = 4000
 _HASH_LENGTH = 8
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 _OUTPUT_SCHEMA = re.compile(r"^```json output-schema\s*\n(.*?)\n```[ \t]*$\n?", re.MULTILINE | re.DOTALL)
-_MISSING = object()
 
 
 class ToolDag(NamedTuple):
@@ -48,7 +50,7 @@ class ToolDag(NamedTuple):
 def name_tool(dag_id: str) -> str:
     """Return the name of the tool of a DAG: the id, or one made of it if it is too long or has other characters."""
     name = _NOT_IN_NAMES.sub("_", dag_id)
-    if name == dag_id and len(name) <= MAX_NAME_LENGTH:
+    if name == dag_id and len(name) <= MAX_NAME_LENGTH and name != WAIT_TOOL:
         return name
     digest = hashlib.sha256(dag_id.encode()).hexdigest()[:_HASH_LENGTH]
     return f"{name[: MAX_NAME_LENGTH - _HASH_LENGTH - 1]}_{digest}"
@@ -81,7 +83,7 @@ def build_input_schema(params: Any) -> Json:  # noqa: ANN401 # any JSON value
         if isinstance(param.get("description"), str):
             described["description"] = param["description"]
         default = _decode(param.get("default"))
-        if default is _MISSING or (default is None and not _permits_null(described)):
+        if _is_missing(param.get("default")) or (default is None and not _permits_null(described)):
             required.append(name)
         else:
             described["default"] = default
@@ -104,10 +106,16 @@ def _iter_params(params: Any) -> list[tuple[str, dict[str, Any]]]:  # noqa: ANN4
     return found
 
 
+def _is_missing(default: Any) -> bool:  # noqa: ANN401 # any JSON value
+    """Whether a param has no default (`airflow.serialization.definitions.notset`)."""
+    return isinstance(default, dict) and default.get("__type") == "arg_not_set"
+
+
 def _permits_null(schema: Json) -> bool:
     types = schema.get("type")
     if types is None:
-        return "enum" not in schema or None in schema["enum"]
+        options = schema.get("enum")
+        return not isinstance(options, list) or None in options
     return "null" in types if isinstance(types, list) else types == "null"
 
 
@@ -123,7 +131,7 @@ def _decode(value: Any) -> Any:  # noqa: ANN401 # any JSON value
         case {"__type": "set" | "tuple", "__var": list() as items}:
             return [_decode(item) for item in items]
         case {"__type": _}:
-            return _MISSING
+            return None
         case _:
             return {name: _decode(item) for name, item in value.items()}
 

@@ -9,8 +9,8 @@ WHERE t.name = $1 AND NOT d.is_stale
 ORDER BY d.dag_id
 
 -- tool_dags --
--- The DAGs that have a tag ($1), without stale ones, with what describes them as tools. The newest version is serialised
--- as JSON, or compressed.
+-- Of some DAGs ($2) those that have a tag ($1), without stale ones, with what describes them as tools. The newest version
+-- is serialised as JSON, or compressed.
 SELECT d.dag_id, d.dag_display_name AS title, d.description, s.data #>> '{dag,doc_md}' AS documentation,
        (SELECT array_agg(o.name) FROM {airflow}.dag_tag AS o WHERE o.dag_id = d.dag_id) AS tags,
        (s.data #> '{dag,params}')::text AS params, s.data_compressed
@@ -20,5 +20,5 @@ LEFT JOIN LATERAL (
     SELECT data, data_compressed FROM {airflow}.serialized_dag
     WHERE dag_id = d.dag_id ORDER BY created_at DESC LIMIT 1
 ) AS s ON true
-WHERE t.name = $1 AND NOT d.is_stale
+WHERE t.name = $1 AND NOT d.is_stale AND d.dag_id = ANY ($2)
 ORDER BY d.dag_id

@@ -72,3 +72,11 @@ def test_a_param_may_have_the_name_of_the_choice() -> None:
 @pytest.mark.parametrize("content", [None, [], "x", {OPTION_FIELD: None}, {OPTION_FIELD: 5}])
 def test_any_content_is_an_answer_that_airflow_checks(content: object) -> None:
     assert isinstance(read_answer(content, build_request()).chosen_options, list)
+
+
+def test_fields_that_a_form_leaves_out_keep_their_values() -> None:
+    request = build_request(
+        params={"a": build_param("x"), "b": build_param(True), "c": build_param(None, type=["null", "string"])}
+    )
+    assert build_elicitation(request)["requestedSchema"]["required"] == [OPTION_FIELD]
+    assert read_answer({OPTION_FIELD: "Approve"}, request).params_input == {"a": "x", "b": True, "c": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ def test_names_have_only_the_permitted_characters(dag_id: str) -> None:
 
 def test_a_name_that_is_permitted_stays_and_others_differ() -> None:
     assert name_tool("my.dag-1_x") == "my.dag-1_x"
+    assert name_tool("wait_for_dag_run") != "wait_for_dag_run"
     assert len({name_tool(dag_id) for dag_id in ("größe", "gröẞe", "gr__e", "a" * 200, "a" * 201)}) == 5
 
 
@@ -63,7 +65,8 @@ def test_a_dag_without_params_takes_no_arguments() -> None:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["__type", "__var", "default", "schema"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["__type", "__var", "default", "schema", "enum", "type"]), inner)
     ),
     max_leaves=8,
 )
@@ -71,7 +74,8 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_no_serialised_params_raise_an_error(params: object) -> None:
-    assert build_input_schema(params)["type"] == "object"
+    assert msgspec.json.encode(build_input_schema(params))
+    assert msgspec.json.encode(build_input_schema([["x", params], ["y", {"schema": params, "default": params}]]))
 
 
 def test_the_documentation_has_the_schema_of_the_result() -> None:
