@@ -81,6 +81,25 @@ async def test_a_retry_attaches_while_the_first_answer_is_in_progress(
     assert await count_runs(airflow) == 1
 
 
+async def test_the_claim_outlives_the_response_to_a_retry(
+    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    requests = [asyncio.create_task(ask_with_count(client, 0, streams=True))]
+    key = await begin_answer(airflow, stub, "Be")
+    requests[0].cancel()
+    query = "SELECT expires < now() + interval '61 seconds' FROM stream_server.claims"
+    await eventually_answered(lambda: airflow.connection.fetchval(query), what="the claim expires soon")
+    requests.append(asyncio.create_task(ask_with_count(client, 1, streams=True)))
+    query = "SELECT expires > now() + interval '61 seconds' FROM stream_server.claims"
+    await eventually_answered(lambda: airflow.connection.fetchval(query), what="the retry extends the claim")
+    await let_time_pass(airflow, 61)
+    requests.append(asyncio.create_task(ask_with_count(client, 2, streams=True)))
+    await eventually_async(lambda: len(stub.triggers) == 3, what="the second retry has come")
+    await airflow.push(key, "answer", "Because")
+    await asyncio.gather(*requests[1:])
+    assert await count_runs(airflow) == 1
+
+
 async def test_equal_questions_at_the_same_time_start_a_run_each(
     client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
 ) -> None:

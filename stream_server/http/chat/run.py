@@ -87,12 +87,17 @@ async def start_run(
         AirflowError: Airflow refuses, or does not answer.
         StreamServerError: The run can't be watched. It exists if the error has the header `Location`.
     """
+    state: State = request.scope["state"]
     run = await trigger_run(request, caller, dag_id, conf, key)
+    claim = run.claim if key is not None and key.is_derived else None
+    if claim is not None and not claim.is_new:
+        # The end of the first response may have limited the claim, which must outlive this one.
+        await _limit_claim(state, claim, state["settings"].idempotency_ttl)
     with name_run_in_errors(request, run.key):
         watched = await watch_run(request, caller, run.key, resume_from=run.resume_point, cancel_after=cancel_after)
-    if key is None or not key.is_derived or run.claim is None:
+    if claim is None:
         return watched
-    return watched._replace(on_responded=partial(_limit_claim, request.scope["state"], run.claim))
+    return watched._replace(on_responded=partial(_limit_claim, state, claim, RETRY_SECONDS))
 
 
 async def watch_run(
@@ -127,13 +132,13 @@ def close_on_error(run: AnsweringRun) -> Iterator[None]:
         raise
 
 
-async def _limit_claim(state: State, claim: KeyClaim) -> None:
-    """Keep the derived key of an answered question for its retries only."""
+async def _limit_claim(state: State, claim: KeyClaim, lifetime: float) -> None:
+    """Keep a derived key for some seconds from now: for the time of a response, or for the retries after it."""
     try:
-        await state["idempotency_keys"].limit_claim(claim.digest, claim.request, claim.run_id, RETRY_SECONDS)
+        await state["idempotency_keys"].limit_claim(claim.digest, claim.request, claim.run_id, lifetime)
     except StreamServerError:
         # The claim stays until it expires, or an equal question replaces it.
-        log.warning("A claim could not be shortened", exc_info=True, extra={"action": "claim_kept"})
+        log.warning("The lifetime of a claim could not be set", exc_info=True, extra={"action": "claim_kept"})
 
 
 async def trigger_run(
