@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import pytest
 
 from stream_server.domain.graph import Graph
-from stream_server.domain.iterations import MAX_EARLIER_ITERATIONS
+from stream_server.domain.iterations import MAX_EARLIER_ITERATIONS, Iterations
 from stream_server.domain.outcome import (
     Decision,
     FailureKnown,
@@ -20,6 +22,7 @@ from stream_server.domain.outcome import (
 from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.run_state import RunState
 from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
+from stream_server.domain.task_instances import TaskInstances
 from stream_server.domain.transition import OUTPUT_KEY, RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.protocol.frames import Chunk, Result, RunInfo, TaskTransition
 from support.builders import KEY, at
@@ -248,3 +251,49 @@ def test_loops_are_found_around_tasks_in_nested_groups() -> None:
     loop = loops["draft"]
     assert loop is not None
     assert loop == ("body", "gate", LAST + 1)
+
+
+class CurrentInstances(dict[str, TaskInstances]):
+    """Calls a function before and after it is read, and before it is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_read: Callable[[], object] = lambda: None
+        self.after_read: Callable[[], object] = lambda: None
+        self.before_change: Callable[[], object] = lambda: None
+
+    def get(self, task_id: str, default: Any = None) -> Any:
+        self.before_read()
+        found = super().get(task_id, default)
+        self.after_read()
+        return found
+
+    def __setitem__(self, task_id: str, instances: TaskInstances) -> None:
+        self.before_change()
+        super().__setitem__(task_id, instances)
+
+
+@pytest.mark.parametrize("moment", ["before_read", "after_read"])
+def test_an_iteration_is_found_while_another_thread_opens_the_next_one(moment: str) -> None:
+    current = CurrentInstances()
+    iterations = Iterations(current)
+    first = iterations.open("draft", 0)
+
+    def open_next() -> None:
+        setattr(current, moment, lambda: None)
+        iterations.open("draft", 1)
+
+    setattr(current, moment, open_next)
+    assert iterations.find("draft", 0) is first
+    assert iterations.newest("draft") == 1
+    assert iterations.find("draft", 1) is current["draft"]
+
+
+def test_an_iteration_is_found_before_the_next_one_has_instances() -> None:
+    current = CurrentInstances()
+    iterations = Iterations(current)
+    first = iterations.open("draft", 0)
+    found = []
+    current.before_change = lambda: found.append(iterations.find("draft", 0))
+    iterations.open("draft", 1)
+    assert found == [first]
