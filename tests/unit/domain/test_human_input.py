@@ -113,7 +113,18 @@ def test_an_older_question_changes_nothing() -> None:
     requests = RunRequests()
     requests.apply(row("open", request(asked_at=at(3))))
     assert requests.apply(OPEN_ROW) == ()
+    assert requests.apply(ANSWERED_ROW) == ()
+    assert kinds(requests.frames()) == ["input"], "the later one stays open"
     assert requests.apply(row("open", request(asked_at=at(3) + timedelta(microseconds=1)))) != ()
+
+
+def test_of_two_tries_the_later_question_is_kept() -> None:
+    requests = RunRequests()
+    requests.apply(row("open", request(try_number=2)))
+    (later,) = requests.apply(row("open", request(try_number=1, asked_at=at(3))))
+    assert later.try_number == 1, "a task that was cleared may count its tries from 1 again"
+    assert requests.apply(row("answered", request(try_number=2, answered=True))) == ()
+    assert [frame.try_number for frame in requests.frames()] == [1]
 
 
 @pytest.mark.parametrize(
