@@ -55,8 +55,8 @@ class Iterations:
     def find(self, task_id: str, iteration: int | None) -> TaskInstances | None:
         """Return the instances of a task in an iteration; `None` if there are none, or they are not kept."""
         # A replay calls this in a thread while `open` adds an iteration. `open` keeps the instances in `_earlier`, sets
-        # the newest iteration, and then replaces the instances. Read in the opposite order, they are those of the iteration
-        # that was the newest one, or `_earlier` has them. A replay never asks for the iteration that `open` is adding.
+        # the newest iteration, and then replaces the instances. Read in the opposite order, they are those of the
+        # iteration that was the newest one, or `_earlier` has them. A replay asks only for iterations that were added.
         current = self._current.get(task_id)
         if self.is_current(task_id, iteration):
             return current
