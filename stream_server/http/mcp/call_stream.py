@@ -45,6 +45,6 @@ class CallStream(TranslatedStream):
         if self._ends_at is None:
             return await super()._take(frames, seconds)
         left = self._ends_at - time.monotonic()
-        if left <= 0 and not self._calls.is_asking:
+        if left <= 0 and not self._calls.awaits_input:
             return self._calls.expire(self._unfinished)
         return await super()._take(frames, min(seconds, left) if left > 0 else seconds)

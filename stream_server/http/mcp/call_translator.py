@@ -90,7 +90,7 @@ class CallTranslator:
         self._call, self._shown_at = call, asked_at
         self._progress = call.progress
         self._outcome: Result | Failure | None = None
-        self._asking: tuple[str, int] | None = None
+        self._open_request: tuple[str, int] | None = None
         """The task instance whose question the client has, and has not answered."""
 
         self.is_complete = False
@@ -118,17 +118,17 @@ class CallTranslator:
             case Input() if self._can_ask(frame):
                 return self._report(frame) + self._ask(frame)
             case Progress() | TaskTransition() | Waiting() | InputFrame():
-                if isinstance(frame, InputAnswered) and (frame.task_id, frame.map_index) == self._asking:
-                    self._asking = None
+                if isinstance(frame, InputAnswered) and (frame.task_id, frame.map_index) == self._open_request:
+                    self._open_request = None
                 return self._report(frame)
             case _:
                 pass
         return b""
 
     @property
-    def is_asking(self) -> bool:
+    def awaits_input(self) -> bool:
         """Whether the user may be answering a question."""
-        return self._asking is not None
+        return self._open_request is not None
 
     def expire(self, result: Json) -> bytes:
         """Return the response to a call that waits no longer."""
@@ -159,7 +159,7 @@ class CallTranslator:
         self._shown_at = request.asked_at.isoformat()
         elicitation = build_elicitation(request)
         if not self._call.is_modern:
-            self._asking = request.task_id, request.map_index
+            self._open_request = request.task_id, request.map_index
             params = {**elicitation, **self._call.meta}
             return encode_event(build_request(reference, "elicitation/create", params), self._next_event_id())
         self.is_complete = True
