@@ -66,9 +66,9 @@ def _emit_item(item: Item) -> None:
         return
     buffer = _buffer_of(task)
     buffer.add(item)
-    # In an event loop the buffer has no thread, and the task may await for a long time before it emits again.
+    # In an event loop the task may await for a long time before it emits again.
     with suppress(RuntimeError):
-        asyncio.get_running_loop().call_later(buffer.push_interval, buffer.flush)
+        buffer.push_later(asyncio.get_running_loop())
 
 
 def _running_task() -> RunningTask | None:

@@ -5,7 +5,7 @@ item is pushed at once. Items that follow soon after a push go into the next bat
 
 If several threads of a task may use the connection to its supervisor (Airflow 3.2 and later), a thread pushes: the task
 does not wait for the push, and the output does not wait for the next item. Otherwise a batch is pushed when the task
-emits its next item, or when it ends.
+emits its next item, or when it ends; in an event loop also by a timer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -71,8 +72,8 @@ class OutputBuffer:
         self._next_index = 0
         self._bytes_left = _read_max_try_bytes()
         self._failures = 0
-        self.push_interval = _read_push_interval()
-        self._pacing = PushPacing(self.push_interval, threaded=threaded)
+        self._pacing = PushPacing(_read_push_interval(), threaded=threaded)
+        self._timer_loop: AbstractEventLoop | None = None
         self._closed = False
         self._warned: set[str] = set()
         self._thread = (
@@ -107,6 +108,19 @@ class OutputBuffer:
         """Push all queued items from the calling thread."""
         while self._push_batch():
             pass
+
+    def push_later(self, loop: AbstractEventLoop) -> None:
+        """Push the queued items from the running loop `loop` when they are due, unless a thread pushes."""
+        # A loop that ends drops its timer. So a timer of another loop is not one to rely on.
+        if self._thread is None and self._has_items and self._timer_loop is not loop:
+            self._timer_loop = loop
+            loop.call_later(self._pacing.next_push_at() - time.monotonic(), self._push_from, loop)
+
+    def _push_from(self, loop: AbstractEventLoop) -> None:
+        self._timer_loop = None
+        if self._pacing.is_due(time.monotonic()):
+            self.flush()
+        self.push_later(loop)
 
     def close(self) -> None:
         """Push the queued items and reject all later ones."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +26,7 @@ from stream_server.authoring.output_buffer import (
 from stream_server.authoring.stream import _emit_yielded
 from stream_server.domain.transition import OUTPUT_KEY
 from stream_server.journal.queries import MAX_STORED_OUTPUT_BYTES
+from support.waiting import eventually_async
 
 Batch = dict[str, Any]
 
@@ -33,9 +39,11 @@ class Airflow:
         self.failures = 0
         self.calls = 0
         self.pushed = threading.Event()
+        self.push_times: list[float] = []
 
     def push(self, batch: Batch) -> None:
         self.calls += 1
+        self.push_times.append(time.monotonic())
         if self.failures:
             self.failures -= 1
             raise RuntimeError("no answer")
@@ -214,6 +222,56 @@ def test_characters_invalid_in_jsonb_are_replaced() -> None:
     airflow = Airflow()
     buffer_with(airflow, "a\0b", {"k\0": ["\ud800", ("t",)]}, "\\u0000 😀").close()
     assert airflow.values == ["a\ufffdb", {"k\ufffd": ["?", ["t"]]}, "\\u0000 😀"]
+
+
+@pytest.fixture
+def airflow_of_task(monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
+    """What a running task with an event loop pushes to, at most each 50 ms."""
+    airflow = Airflow()
+    operator = SimpleNamespace(post_execute=None, on_failure_callback=None)
+    task = SimpleNamespace(id="try", try_number=2, task=operator)
+    monkeypatch.setenv(INTERVAL_VARIABLE, "50")
+    monkeypatch.setattr(output, "_running_task", lambda: task)
+    monkeypatch.setattr(output, "_push_xcom", lambda _task, batch: airflow.push(batch))
+    yield airflow
+    output.finish()
+
+
+async def test_in_an_event_loop_pushes_keep_the_interval(airflow_of_task: Airflow) -> None:
+    for number in range(30):
+        output.emit(number)
+        await asyncio.sleep(0.01)
+    await eventually_async(lambda: airflow_of_task.values == [*range(30)])
+    times = airflow_of_task.push_times
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= 0.05 - 1e-6
+
+
+async def test_in_an_event_loop_a_failed_push_is_retried(airflow_of_task: Airflow) -> None:
+    airflow_of_task.failures = MAX_FAILURES - 1
+    output.emit("a")
+    await eventually_async(lambda: airflow_of_task.values == ["a"])
+
+
+async def test_in_an_event_loop_repeated_failures_stop_the_output(airflow_of_task: Airflow) -> None:
+    airflow_of_task.failures = 100
+    output.emit("a")
+    await eventually_async(lambda: airflow_of_task.calls == MAX_FAILURES)
+    output.emit("b")
+    output.finish()
+    assert airflow_of_task.calls == MAX_FAILURES
+
+
+def test_items_are_pushed_in_a_second_event_loop(airflow_of_task: Airflow) -> None:
+    async def emit_and_end() -> None:
+        output.emit("a")
+        output.emit("b")
+
+    async def emit_and_wait() -> None:
+        output.emit("c")
+        await eventually_async(lambda: airflow_of_task.values == ["a", "b", "c"])
+
+    asyncio.run(emit_and_end())
+    asyncio.run(emit_and_wait())
 
 
 def test_emit_outside_of_a_task_does_nothing() -> None:
