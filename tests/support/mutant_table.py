@@ -86,8 +86,8 @@ MUTANTS = (
     _domain(
         "confirm=success sends a pushed value",
         "outcome",
-        'needs_success = options.confirm == "success"',
-        "needs_success = False",
+        'needs_success = options.confirm == "success"\n    if not',
+        "needs_success = False\n    if not",
     ),
     _domain(
         "failed run without a failure",

@@ -49,7 +49,7 @@ def main() -> int:
     if not chosen:
         parser.error(f"no mutant has one of {arguments.only}")
     with _copied_project() as copy:
-        if not _passes(copy, sorted({test for mutant in chosen for test in mutant.tests})):
+        if not _passes(copy, sorted({test for mutant in chosen for test in mutant.tests}), prints_failure=True):
             print(json.dumps({"check": "mutants", "misses": ["the tests fail without a mutant"]}))  # noqa: T201
             return 1
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -88,7 +88,7 @@ def _is_killed(mutant: Mutant) -> bool:
     return is_killed
 
 
-def _passes(copy: Path, tests: Sequence[str]) -> bool:
+def _passes(copy: Path, tests: Sequence[str], *, prints_failure: bool = False) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(copy), str(copy / "tests")])}
     try:
@@ -98,6 +98,8 @@ def _passes(copy: Path, tests: Sequence[str]) -> bool:
     if done.returncode not in {PASSED, FAILED}:
         # An import error, or a test that does not exist, is a mistake in the table.
         raise SystemExit(done.stdout.decode()[-3000:])
+    if prints_failure and done.returncode == FAILED:
+        print(done.stdout.decode()[-3000:])  # noqa: T201
     return done.returncode == PASSED
 
 
