@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import os
 import random
 import resource
@@ -71,7 +72,7 @@ WARM_SECONDS = 60.0
 """Time in which memory may grow, because some code runs for the first time."""
 
 OBJECTS_LEFT, OBJECTS_PER_VISIT = 500, 0.02
-"""Objects that may be added: by code that runs for the first time, and by each visit."""
+"""Objects that may stay for ever: of code that runs for the first time, and of each visit."""
 
 UPDATE = "UPDATE task_instance SET state = $2, try_number = try_number + 1 WHERE id = $1 RETURNING try_number"
 
@@ -109,7 +110,7 @@ class ClientSoak:
         sampler, closer = asyncio.create_task(self._sample()), asyncio.create_task(self._close_abandoned())
         await self._run_clients(seconds, self._clients, rounds)
         sampler.cancel()
-        self.after = await self._wait_until_idle()
+        self.after = await self._wait_until_idle(self.before.objects + self._spare_objects())
         closer.cancel()
         for ended in await asyncio.gather(sampler, closer, return_exceptions=True):
             if not isinstance(ended, asyncio.CancelledError):
@@ -278,13 +279,16 @@ class ClientSoak:
         except AssertionError:
             self.late += runs_behind()
 
-    async def _wait_until_idle(self) -> ServerState:
+    def _spare_objects(self) -> float:
+        return OBJECTS_LEFT + OBJECTS_PER_VISIT * sum(self.tally.visits.values())
+
+    async def _wait_until_idle(self, most_objects: float = math.inf) -> ServerState:
         """Wait until the servers have released all clients, also those whose abandoned sockets are still open."""
 
         async def is_idle() -> bool:
-            state = await self._steady.read_state()
+            state = await self._steady.read_state(thorough=True)
             await asyncio.sleep(POLL_SECONDS)  # because the server lists its sockets for each answer
-            return not (state.subscriptions or state.runs or state.sockets)
+            return not (state.subscriptions or state.runs or state.sockets) and state.objects <= most_objects
 
         with suppress(AssertionError):
             await eventually_answered(is_idle, within=ABANDON_SECONDS)
@@ -296,7 +300,6 @@ class ClientSoak:
         length = self.samples[-1][0]
         early = max(state.memory for second, state in self.samples if 0.3 * length <= second <= 0.6 * length)
         late = max(state.memory for second, state in self.samples if second >= 0.7 * length)
-        visits = sum(tally.visits.values())
         objects = after.objects - before.objects
         left = {
             name: (getattr(before, name), getattr(after, name))
@@ -311,8 +314,8 @@ class ClientSoak:
         misses += [f"{a} {name} before, {b} after" for name, (a, b) in left.items() if b > a + SPARE.get(name, 0)]
         if late / early > GROWTH and self._is_long:
             misses.append(f"memory grew by {late / early:.2f}")
-        if objects > OBJECTS_LEFT + OBJECTS_PER_VISIT * visits:
-            misses.append(f"{objects} objects are left of {visits} visits")
+        if objects > self._spare_objects():
+            misses.append(f"{objects} objects are left of {sum(tally.visits.values())} visits")
         misses += [f"nothing was {what}" for what, happened in self._missing_conditions().items() if not happened]
         return {
             "check": "clients",
@@ -343,13 +346,12 @@ class ClientSoak:
 
     def _missing_conditions(self) -> dict[str, object]:
         """Return the conditions that must occur for the check to mean anything, and did not."""
-        tally = self.tally
         return {
-            "resumed": tally.resumed,
-            "closed as too slow": tally.closes[4002] or not self._is_long,
-            "drained": tally.closes[4001] or not self.faults["drain"],
-            "abandoned": tally.disconnects["vanish"],
-            "watched to the end": tally.completed,
+            "resumed": self.tally.resumed,
+            "closed as too slow": self.tally.closes[4002] or not self._is_long,
+            "drained": self.tally.closes[4001] or not self.faults["drain"],
+            "abandoned": self.tally.disconnects["vanish"],
+            "watched to the end": self.tally.completed,
         }
 
 
@@ -386,9 +388,8 @@ def main() -> int:
     arguments = parser.parse_args()
     with running_postgres() as postgres:
         database = asyncio.run(create_database_with_journal(postgres))
-        url = postgres.url(database)
         try:
-            report = asyncio.run(soak_clients(url, 60 * arguments.minutes, arguments.clients))
+            report = asyncio.run(soak_clients(postgres.url(database), 60 * arguments.minutes, arguments.clients))
         finally:
             drop_database(postgres, database)
     print(json.dumps(report))  # noqa: T201
