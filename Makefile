@@ -54,7 +54,7 @@ demo: $(VENV)/.pages  ## Start a real Airflow and stream a run in this terminal 
 	@$(BIN)/stream-server demo $(ARGS)
 
 .PHONY: test test-fast test-unit test-integration test-airflow test-browser test-matrix test-smoke test-web
-test: $(VENV)/.dev $(VENV)/.pages web/node_modules/.package-lock.json  ## All tests, four tiers at a time
+test: $(VENV)/.dev $(VENV)/.pages web/node_modules/.package-lock.json  ## All tests, three tiers at a time
 	$(BIN)/python tests/support/tiers.py $(ARGS)
 
 test-fast: $(VENV)/.dev $(VENV)/.pages  ## Unit tests, and integration tests that stop no server

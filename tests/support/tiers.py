@@ -1,4 +1,4 @@
-"""Runs test tiers, four at a time: `python tests/support/tiers.py [--fast | --unit] [ARGUMENT ...]`.
+"""Runs test tiers, three at a time: `python tests/support/tiers.py [--fast | --unit] [ARGUMENT ...]`.
 
 The arguments are those of pytest.
 
@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = (sys.executable, "-m", "pytest")
-LANES = 4
+LANES = 3
 """More than the cores of a small machine: most tests wait. With three tiers at a time, two cores idle a sixth of it."""
 
 FAST = (
