@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any
 
 import asyncpg
 import msgspec
 
+from stream_server.domain.dag_description import DagDescription
 from stream_server.journal.run_store import RunStore
-
-
-class DagDescription(NamedTuple):
-    """A DAG as its author describes it."""
-
-    dag_id: str
-    title: str | None
-    description: str | None
-    documentation: str | None
-    """Markdown (`doc_md`)."""
-
-    tags: Sequence[str]
-    params: Any
-    """Member `params` of the serialised DAG, as JSON value; `None` if it can't be read."""
 
 
 class _Dag(msgspec.Struct):

@@ -42,7 +42,7 @@ from stream_server.http.mcp.tool_calls import (
     call_tool,
     read_run,
 )
-from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, ToolDag, build_tool
+from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, build_tool
 from stream_server.http.state import State
 from stream_server.journal.tool_dags import read_dag_descriptions
 from stream_server.protocol.frames import Failure, Result
@@ -142,7 +142,7 @@ async def _list_tools(request: Request, caller: Caller, wanted: McpRequest) -> J
     state: State = request.scope["state"]
     readable = [dag.dag_id for dag in await list_tagged_dags(request, caller, TOOL_TAG)]
     found = await read_dag_descriptions(state["run_store"], TOOL_TAG, readable)
-    tools = [build_tool(ToolDag(*dag)) for dag in found]
+    tools = [build_tool(dag) for dag in found]
     if wanted.version == SESSION_VERSIONS[0]:
         for tool in tools:
             tool["execution"] = {"taskSupport": "optional"}

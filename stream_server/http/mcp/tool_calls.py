@@ -24,7 +24,7 @@ from stream_server.http.mcp.references import CallReference, build_run_uri, deco
 from stream_server.http.mcp.requests import McpRequest
 from stream_server.http.mcp.results import build_link, build_text
 from stream_server.http.mcp.tasks import WORKING, RunFrames, build_task, collect_frames
-from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, ToolDag, build_tool, name_tool
+from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, build_tool, name_tool
 from stream_server.http.state import State
 from stream_server.http.triggering import compute_digest
 from stream_server.journal.tool_dags import read_dag_descriptions
@@ -179,7 +179,7 @@ def _build_call(
 async def _has_output_schema(request: Request, dag_id: str) -> bool:
     state: State = request.scope["state"]
     found = await read_dag_descriptions(state["run_store"], TOOL_TAG, [dag_id])
-    return any("outputSchema" in build_tool(ToolDag(*dag)) for dag in found)
+    return any("outputSchema" in build_tool(dag) for dag in found)
 
 
 def _build_unfinished(key: RunKey, reason: str = "", *, is_error: bool = False) -> Json:
@@ -203,7 +203,7 @@ async def _continue_call(request: Request, caller: Caller, wanted: McpRequest) -
         return declined
     is_waiting = wanted.params["name"] == WAIT_TOOL
     try:
-        # Who waits for a run of another call does not cancel it.
+        # A call that waits for the run of another one does not cancel it.
         run = await watch_run(request, caller, reference.key, cancel_after=None if is_waiting else GRACE)
     except Draining:
         return _build_unfinished(reference.key, is_error=True)

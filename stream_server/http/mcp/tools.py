@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from stream_server.domain.dag_description import DagDescription
 from stream_server.protocol.schema import INVALID_JSON, Json
 
 TOOL_TAG = "tool"
@@ -33,20 +33,6 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 _OUTPUT_SCHEMA = re.compile(r"^```json output-schema\s*\n(.*?)\n```[ \t]*$\n?", re.MULTILINE | re.DOTALL)
 
 
-class ToolDag(NamedTuple):
-    """What a tool is made of."""
-
-    dag_id: str
-    title: str | None
-    description: str | None
-    documentation: str | None
-    """Markdown (`doc_md`)."""
-
-    tags: Collection[str]
-    params: Any
-    """Member `params` of the serialised DAG: a list of names and params, as JSON value."""
-
-
 def name_tool(dag_id: str) -> str:
     """Return the name of the tool of a DAG: the id, or one made of it if it is too long or has other characters."""
     name = _NOT_IN_NAMES.sub("_", dag_id)
@@ -56,7 +42,7 @@ def name_tool(dag_id: str) -> str:
     return f"{name[: MAX_NAME_LENGTH - _HASH_LENGTH - 1]}_{digest}"
 
 
-def build_tool(dag: ToolDag) -> Json:
+def build_tool(dag: DagDescription) -> Json:
     """Return the tool of a DAG, without members that only one revision has."""
     documentation, output_schema = _split_documentation(dag.documentation)
     tool: Json = {"name": name_tool(dag.dag_id)}

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from stream_server.http.mcp.tools import MAX_NAME_LENGTH, ToolDag, build_input_schema, build_tool, name_tool
+from stream_server.domain.dag_description import DagDescription
+from stream_server.http.mcp.tools import MAX_NAME_LENGTH, build_input_schema, build_tool, name_tool
 
 
 def encode_param(default: Any, **schema: Any) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def test_no_serialised_params_raise_an_error(params: object) -> None:
 
 def test_the_documentation_has_the_schema_of_the_result() -> None:
     text = 'A.\n\n```json output-schema\n{"type": "object", "required": ["a"]}\n```\n\nB.'
-    tool = build_tool(ToolDag("d", "Title", "Short.", text, ["tool", "tool:destructive"], None))
+    tool = build_tool(DagDescription("d", "Title", "Short.", text, ["tool", "tool:destructive"], None))
     assert tool["outputSchema"] == {"type": "object", "required": ["a"]}
     assert tool["description"] == "Short.\n\nA.\n\n\nB."
     assert (tool["title"], tool["annotations"]) == ("Title", {"destructiveHint": True})
@@ -90,6 +91,6 @@ def test_the_documentation_has_the_schema_of_the_result() -> None:
 @pytest.mark.parametrize("block", ["{", '{"type": "array"}', "[]"])
 def test_a_schema_that_is_not_one_of_an_object_is_left_in_the_text(block: str) -> None:
     text = f"```json output-schema\n{block}\n```"
-    tool = build_tool(ToolDag("d", None, None, text, [], None))
+    tool = build_tool(DagDescription("d", None, None, text, [], None))
     assert "outputSchema" not in tool
     assert tool["description"] == text
