@@ -16,7 +16,7 @@ from stream_server.cli.demo.stack import DemoStack
 from stream_server.client import answer_input
 from stream_server.domain.run_state import RunKey
 from support.airflow_version import HAS_LOOPS
-from support.example_runs import ANSWER_SECONDS
+from support.example_runs import wait_before_answer
 from support.streams import Events, Frame, sse
 from support.waiting import eventually
 
@@ -140,8 +140,7 @@ class Runs:
 
     async def _approve(self, key: RunKey, frame: Frame) -> None:
         if frame["state"] == "awaiting_input":
-            # An event that no API shows; see `ANSWER_SECONDS`.
-            await asyncio.sleep(ANSWER_SECONDS)
+            await wait_before_answer()
             url, token = self._stack.server_url, self._airflow.token
             await answer_input(url, *key, frame["task_id"], ["Approve"], token=token)
 

@@ -19,7 +19,7 @@ from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.client import Refused, answer_input
 from stream_server.domain.run_state import RunKey
-from support.example_runs import ANSWER_SECONDS
+from support.example_runs import wait_before_answer
 from support.streams import Events, Frame, sse, states, types
 from support.waiting import eventually
 
@@ -74,8 +74,7 @@ async def test_streams_continue_across_a_human_response(
         key = RunKey(DAG_ID, await asyncio.to_thread(airflow.trigger_run, DAG_ID))
         async with sse(server.url, key, "?until=run", timeout=RUN_SECONDS) as events:
             frames = await until_state(events, "approve", "awaiting_input")
-            # An event that no API shows; see `ANSWER_SECONDS`.
-            await asyncio.sleep(ANSWER_SECONDS)
+            await wait_before_answer()
             await approve(way, server.url, airflow, key)
             frames += await events.rest(RUN_SECONDS)
         received = await until_state(firehose, "publish", "success")

@@ -14,7 +14,7 @@ from stream_server.cli.demo.stack import DemoStack
 from stream_server.client import answer_input
 from stream_server.domain.run_state import RunKey
 from support.airflow_version import HAS_LOOPS
-from support.example_runs import ANSWER_SECONDS
+from support.example_runs import wait_before_answer
 from support.streams import Frame, sse, types
 
 if not HAS_LOOPS:
@@ -169,8 +169,7 @@ async def test_each_iteration_asks_and_is_answered(stack: DemoStack, airflow: Ai
         async for frame in events:
             frames.append(frame)
             if (frame["type"], frame.get("state")) == ("task", "awaiting_input"):
-                # An event that no API shows; see `ANSWER_SECONDS`.
-                await asyncio.sleep(ANSWER_SECONDS)
+                await wait_before_answer()
                 instance = {name: frame[name] for name in ("map_index", "iteration")}
                 given = await answer_input(
                     stack.server_url, *key, frame["task_id"], ["Approve"], **instance, token=airflow.token

@@ -17,7 +17,7 @@ from stream_server.client import answer_input
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import bearer_header
 from support.browser_session import BrowserSession
-from support.example_runs import ANSWER_SECONDS
+from support.example_runs import wait_before_answer
 from support.streams import Events, Frame, sse, states
 from support.waiting import eventually
 
@@ -77,8 +77,7 @@ async def frames_until_tasks_wait(events: Events, task_ids: set[str]) -> list[Fr
         frames.append(frame)
         if frame["type"] == "task" and frame["state"] == "awaiting_input":
             missing.discard(frame["task_id"])
-    # An event that no API shows; see `ANSWER_SECONDS`.
-    await asyncio.sleep(ANSWER_SECONDS)
+    await wait_before_answer()
     return frames
 
 

@@ -8,7 +8,7 @@ from playwright.async_api import Page, expect
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from support.browser_session import BrowserSession
-from support.example_runs import ANSWER_SECONDS
+from support.example_runs import wait_before_answer
 
 SECONDS = 60_000
 DAG_ID = "asking_chat"
@@ -17,8 +17,7 @@ DAG_ID = "asking_chat"
 async def wait_for_question(page: Page) -> None:
     await expect(page.get_by_role("form", name="Which colour?")).to_be_visible(timeout=SECONDS)
     await expect(page.get_by_text("awaiting input").first).to_be_visible(timeout=SECONDS)
-    # An event that no API shows; see `ANSWER_SECONDS`.
-    await asyncio.sleep(ANSWER_SECONDS)
+    await wait_before_answer()
 
 
 async def test_a_question_is_answered_on_the_run_page(browser: BrowserSession, rest: AirflowRestClient) -> None:

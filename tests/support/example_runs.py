@@ -32,6 +32,11 @@ ANSWER_SECONDS = 3.0
 handled the end of the process that asked; no API shows when it has."""
 
 
+async def wait_before_answer() -> None:
+    """Wait as long as a person takes; see `ANSWER_SECONDS`."""
+    await asyncio.sleep(ANSWER_SECONDS)
+
+
 @dataclass
 class ComparedRun:
     """What a client knows about a run, and how that differs from Airflow's API."""
@@ -122,7 +127,7 @@ class ExampleRuns:
         details = found.raise_for_status().json()["hitl_details"]
         waiting = [detail for detail in details if detail["task_instance"]["state"] in WAITS_FOR_INPUT]
         if waiting:
-            await asyncio.sleep(ANSWER_SECONDS)
+            await wait_before_answer()
         for detail in waiting:
             instance = detail["task_instance"]
             path = f"{_path(run.key)}/taskInstances/{instance['task_id']}/{instance['map_index']}/hitlDetails"

@@ -16,7 +16,7 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.client import Refused, answer_input
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import bearer_header
-from support.example_runs import ANSWER_SECONDS, WAITS_FOR_INPUT
+from support.example_runs import WAITS_FOR_INPUT, wait_before_answer
 from support.streams import Events, Frame, sse
 
 DAGS = Path(__file__).resolve().parents[1] / "airflow" / "dags_3_1"
@@ -117,8 +117,7 @@ class HumanForms:
         if task_id == "assigned":
             assert await self._refusal(task_id, map_index, options, self._callers.unassigned) == 403
             assert await self._refusal(task_id, map_index, options, self._callers.reader) == 403
-        # An event that no API shows; see `ANSWER_SECONDS`.
-        await asyncio.sleep(ANSWER_SECONDS)
+        await wait_before_answer()
         if task_id == "each":
             await self._answer_over_websocket(task_id, map_index, options)
         else:
