@@ -32,7 +32,7 @@ def repeat_for_new_tables(
 
     @wraps(read)
     async def read_again(self: S, /, *arguments: P.args, **options: P.kwargs) -> R:
-        # Asked for now: the read itself forgets them where a table is missing.
+        # Before the read, which forgets the queries where a table is missing.
         had_queries = self.has_queries
         try:
             return await read(self, *arguments, **options)
