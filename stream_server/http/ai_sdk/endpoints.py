@@ -18,7 +18,7 @@ from stream_server.http.ai_sdk.translator import UiMessageTranslator
 from stream_server.http.caller import airflow_api_for, refuse_foreign_origin
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import find_chat_dag, refuse_paused_dag
-from stream_server.http.chat.run import AnsweringRun, RequestKey, close_on_error, start_run, watch_run
+from stream_server.http.chat.run import AnsweringRun, IdempotencyKey, close_on_error, start_run, watch_run
 from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.params import parse_choice, read_body, refuse_unknown_parameters
 from stream_server.http.state import State
@@ -51,7 +51,7 @@ async def _answer(request: Request, caller: Caller, *, resets_steps: bool) -> Re
     refuse_paused_dag(dag)
     key = request.headers.get("idempotency-key")
     run = await start_run(
-        request, caller, dag_id, question.conf, None if key is None else RequestKey(key), cancel_after=None
+        request, caller, dag_id, question.conf, None if key is None else IdempotencyKey(key), cancel_after=None
     )
     with close_on_error(run), name_run_in_errors(request, run.key):
         await store_current_run(state, run.key, wanted.id)

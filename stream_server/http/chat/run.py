@@ -35,7 +35,7 @@ RETRY_SECONDS = 60.0
 """Longest time from the end of a response, complete or cut, to a retry of its request. OpenAI's SDKs wait up to 8 s."""
 
 
-class RequestKey(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """What makes two requests the same one, so that the second one starts no run."""
 
     text: str
@@ -69,7 +69,7 @@ async def start_run(
     caller: Caller,
     dag_id: str,
     conf: Mapping[str, Any],
-    key: RequestKey | None,
+    key: IdempotencyKey | None,
     *,
     cancel_after: float | None,
 ) -> AnsweringRun:
@@ -142,7 +142,7 @@ async def _limit_claim(state: State, claim: KeyClaim, lifetime: float) -> None:
 
 
 async def trigger_run(
-    request: Request, caller: Caller, dag_id: str, conf: Mapping[str, Any], key: RequestKey | None
+    request: Request, caller: Caller, dag_id: str, conf: Mapping[str, Any], key: IdempotencyKey | None
 ) -> TriggeredRun:
     """Trigger a run with the caller's rights. A derived key is left out where it can't be stored."""
     state: State = request.scope["state"]

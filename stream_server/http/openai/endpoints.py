@@ -13,7 +13,7 @@ from stream_server.http.chat.answer import Failed, Finished
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import answers_helper_calls, find_chat_dag, list_chat_dags, refuse_paused_dag
 from stream_server.http.chat.reading import read_whole_answer
-from stream_server.http.chat.run import AnsweringRun, RequestKey, close_on_error, start_run
+from stream_server.http.chat.run import AnsweringRun, IdempotencyKey, close_on_error, start_run
 from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.openai.chunks import CompletionHead, build_error, build_model, build_usage
 from stream_server.http.openai.error_responses import NO_RETRY
@@ -111,7 +111,7 @@ def with_end(run: AnsweringRun, response: Response) -> Response:
     return response
 
 
-def find_key(request: Request, body: bytes) -> RequestKey | None:
+def find_key(request: Request, body: bytes) -> IdempotencyKey | None:
     """Return the idempotency key of a request.
 
     SDKs of OpenAI send a request again after an error of the connection, when a run may exist. They send no key then,
@@ -119,12 +119,12 @@ def find_key(request: Request, body: bytes) -> RequestKey | None:
     ended.
     """
     if (key := request.headers.get("idempotency-key")) is not None:
-        return RequestKey(key)
+        return IdempotencyKey(key)
     retries = request.headers.get(RETRY_COUNT_HEADER)
     if retries is None:
         return None
     digest = compute_digest([TRANSPORT, read_credential(request), body.decode("latin-1")]).hex()
-    return RequestKey(digest, is_retry=retries != "0", is_derived=True)
+    return IdempotencyKey(digest, is_retry=retries != "0", is_derived=True)
 
 
 def respond(body: Json, headers: dict[str, str] | None = None, status: int = 200) -> Response:
