@@ -5,15 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import JournalForbidden, JournalMissing, ReadReplica
 from stream_server.http.state import State
-from stream_server.http.triggering import compute_digest
+from stream_server.http.triggering import CANNOT_STORE, compute_digest
 
 PURPOSE = "chat of the AI SDK"
 """Separates these claims from those of idempotency keys."""
-
-CANNOT_STORE = (JournalForbidden, JournalMissing, ReadReplica)
-"""Errors of servers that store nothing. There chats can't be resumed."""
 
 
 async def store_current_run(state: State, key: RunKey, chat_id: str) -> None:

@@ -14,12 +14,13 @@ from stream_server.auth.airflow_api import run_path
 from stream_server.auth.authorizer import Caller
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import JournalForbidden, JournalMissing, ReadReplica, StreamServerError
+from stream_server.errors import StreamServerError
 from stream_server.http.caller import airflow_api_for
 from stream_server.http.params import public_path, with_url_prefix
 from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.http.triggering import (
+    CANNOT_STORE,
     KeyClaim,
     TriggeredRun,
     name_run_in_errors,
@@ -151,7 +152,7 @@ async def trigger_run(
         return await trigger_or_attach(state, caller, airflow, dag_id, body, key=None)
     try:
         return await trigger_or_attach(state, caller, airflow, dag_id, body, key=key.text, renew=not key.is_retry)
-    except (JournalForbidden, JournalMissing, ReadReplica):
+    except CANNOT_STORE:
         if not key.is_derived:
             raise
     return await trigger_or_attach(state, caller, airflow, dag_id, body, key=None)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from stream_server.auth.authorizer import Caller
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import Draining, JournalForbidden, JournalMissing, ReadReplica, StreamServerError
+from stream_server.errors import Draining, StreamServerError
 from stream_server.http.caller import airflow_api_for
 from stream_server.http.chat.dags import find_tagged_dag, list_tagged_dags, refuse_paused_dag
 from stream_server.http.chat.reading import read_frames_so_far
@@ -26,7 +26,7 @@ from stream_server.http.mcp.results import build_link, build_text
 from stream_server.http.mcp.tasks import WORKING, RunFrames, build_task, collect_frames
 from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, build_tool, name_tool
 from stream_server.http.state import State
-from stream_server.http.triggering import compute_digest
+from stream_server.http.triggering import CANNOT_STORE, compute_digest
 from stream_server.journal.tool_dags import read_dag_descriptions
 from stream_server.protocol.bodies import DagItem
 from stream_server.protocol.input_frames import Input
@@ -59,8 +59,6 @@ CANCELLED_CALL = "cancelled"
 
 CANCELLATION_SECONDS = 60.0
 """How long that is stored: the call has been sent before."""
-
-CANNOT_STORE = (JournalForbidden, JournalMissing, ReadReplica)
 
 
 async def call_tool(request: Request, caller: Caller, wanted: McpRequest) -> Response | Json:
