@@ -5,6 +5,7 @@ Depends on Airflow only, not on the dependencies of the server.
 
 from __future__ import annotations
 
+from stream_server.authoring.agent_output import emit_thinking, emit_tool_call, emit_tool_result
 from stream_server.authoring.dag import DAG, dag, result_from
 from stream_server.authoring.decorators import result_task
 from stream_server.authoring.errors import (
@@ -27,6 +28,9 @@ __all__ = [
     "UnknownResultTask",
     "dag",
     "emit",
+    "emit_thinking",
+    "emit_tool_call",
+    "emit_tool_result",
     "progress",
     "result_from",
     "result_task",

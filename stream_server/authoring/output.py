@@ -38,7 +38,7 @@ def emit(value: object) -> None:
     Args:
         value: Any JSON value, at most 64 KiB as JSON text. Clients append text to the text before it.
     """
-    _emit_item({"chunk": value})
+    emit_item({"chunk": value})
 
 
 def progress(fraction: float | None, text: str | None = None) -> None:
@@ -48,7 +48,7 @@ def progress(fraction: float | None, text: str | None = None) -> None:
         fraction: From 0 to 1; `None` if unknown.
         text: Description of the current step.
     """
-    _emit_item({"progress": None if fraction is None else min(max(float(fraction), 0.0), 1.0), "text": text})
+    emit_item({"progress": None if fraction is None else min(max(float(fraction), 0.0), 1.0), "text": text})
 
 
 def finish() -> None:
@@ -60,7 +60,8 @@ def finish() -> None:
         current[1].close()
 
 
-def _emit_item(item: Item) -> None:
+def emit_item(item: Item) -> None:
+    """Push an item soon, if this is called in a running task."""
     task = _running_task()
     if task is None:
         return

@@ -17,11 +17,8 @@ from stream_server.domain.run_state import FINAL_RUN_STATES
 from stream_server.protocol.frames import (
     NO_STATUS,
     AnyFrame,
-    Chunk,
     End,
     Failure,
-    Progress,
-    Report,
     Reset,
     Result,
     Resumed,
@@ -31,6 +28,7 @@ from stream_server.protocol.frames import (
     Waiting,
 )
 from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.output_frames import Chunk, Progress, Report
 
 MAX_OUTPUT_CHARACTERS = 10_000
 """Most characters of a task's output that the table shows; the last ones."""

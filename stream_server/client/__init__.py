@@ -17,18 +17,8 @@ from stream_server.client.answers import answer_input
 from stream_server.client.errors import ClientError, ConnectionLost, Refused, StreamClosed, TokenExpired, error_detail
 from stream_server.protocol.backoff import FULL_JITTER, Backoff
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.frames import (
-    AnyFrame,
-    AuthExpiring,
-    Chunk,
-    Close,
-    End,
-    Ping,
-    Progress,
-    Refusal,
-    Reset,
-    Snapshot,
-)
+from stream_server.protocol.frames import AnyFrame, AuthExpiring, Close, End, Ping, Refusal, Reset, Snapshot
+from stream_server.protocol.output_frames import OutputFrame
 from stream_server.protocol.wire import decode_frame
 
 __all__ = [
@@ -308,7 +298,7 @@ class _ResumeState:
 
 def _identity_of(frame: AnyFrame) -> tuple[object, ...] | None:
     """Return a key that identifies a frame in its stream; `None` for frames that may repeat."""
-    if isinstance(frame, (Chunk, Progress)):
+    if isinstance(frame, OutputFrame):
         # Not by `seq`: a row of the journal may contain several, and the output of a try may be recorded twice.
         return frame.task_id, frame.map_index, frame.iteration, frame.try_number, frame.index
     seq = getattr(frame, "seq", None)

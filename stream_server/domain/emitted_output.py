@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from stream_server.protocol.frames import AnyOutputFrame, Chunk
+from stream_server.protocol.output_frames import (
+    AnyOutputFrame,
+    Chunk,
+    Thinking,
+    ToolCall,
+    ToolRequest,
+    ToolResponse,
+    ToolResult,
+)
 
 FRAME_OVERHEAD_BYTES = 300
 """Approximate memory of a frame, without its value."""
@@ -95,6 +103,16 @@ def instance_key(frame: AnyOutputFrame) -> InstanceKey:
 
 
 def _frame_size(frame: AnyOutputFrame) -> int:
-    if isinstance(frame, Chunk):
-        return FRAME_OVERHEAD_BYTES + (0 if frame.value is msgspec.UNSET else len(frame.value))
-    return FRAME_OVERHEAD_BYTES
+    return FRAME_OVERHEAD_BYTES + _value_size(frame)
+
+
+def _value_size(frame: AnyOutputFrame) -> int:
+    match frame:
+        case Chunk(value=value) | Thinking(value=value) if value is not msgspec.UNSET:
+            return len(value)
+        case ToolCall(value=ToolRequest() as request):
+            return len(request.arguments)
+        case ToolResult(value=ToolResponse() as response):
+            return len(response.error or "") + (0 if response.result is msgspec.UNSET else len(response.result))
+        case _:
+            return 0

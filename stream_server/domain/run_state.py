@@ -20,7 +20,8 @@ from stream_server.domain.snapshot_tasks import TaskListing
 from stream_server.domain.task_instances import SourceRow, TaskInstance, TaskInstances
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output, output_frames, run_frame, task_frame
-from stream_server.protocol.frames import AnyFrame, AnyOutputFrame, RunInfo, Snapshot, Waiting
+from stream_server.protocol.frames import AnyFrame, RunInfo, Snapshot, Waiting
+from stream_server.protocol.output_frames import AnyOutputFrame
 
 MAX_OUTPUT_BYTES = 1024 * 1024
 """Default for how much output of a run is kept, in bytes."""

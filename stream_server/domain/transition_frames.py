@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import msgspec
+from typing import Any
 
 from stream_server.domain.human_input import input_frames
+from stream_server.domain.output_batch import OutputBatch, OutputItem, decode_batch, find_value
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
-from stream_server.protocol.frames import (
-    AnyFrame,
-    AnyOutputFrame,
-    Chunk,
-    Progress,
-    Report,
-    Reset,
-    RunTransition,
-    TaskTransition,
-)
-
-
-class _OutputItem(msgspec.Struct, frozen=True):
-    """A chunk, or a progress report."""
-
-    chunk: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    progress: float | msgspec.UnsetType | None = msgspec.UNSET
-    text: str | None = None
-
-
-class _OutputBatch(msgspec.Struct, frozen=True):
-    """The value of the XCom that `stream_server.authoring.output` writes."""
-
-    try_number: int
-    index: Annotated[int, msgspec.Meta(ge=0)]
-    """Position of the first item in the output of the try."""
-
-    items: list[_OutputItem]
-
-
-_batch_decoder = msgspec.json.Decoder(_OutputBatch)
+from stream_server.protocol.frames import AnyFrame, Reset, RunTransition, TaskTransition
+from stream_server.protocol.output_frames import AnyOutputFrame
 
 
 def frames_of(transition: Transition) -> list[AnyFrame]:
@@ -94,19 +64,21 @@ def output_frames(transition: Transition) -> list[AnyOutputFrame]:
     """Return the frames of a task's output; none if the value was not read, or was not written by our library."""
     if not is_output(transition) or transition.body is None:
         return []
-    try:
-        batch = _batch_decoder.decode(transition.body)
-    except (msgspec.MsgspecError, RecursionError):
-        # msgspec raises RecursionError for values that are nested too deeply.
+    batch = decode_batch(transition.body)
+    if batch is None:
         return []
     frames = (_output_frame(transition, batch, index, item) for index, item in enumerate(batch.items, batch.index))
     return [frame for frame in frames if frame is not None]
 
 
-def _output_frame(transition: Transition, batch: _OutputBatch, index: int, item: _OutputItem) -> AnyOutputFrame | None:
+def _output_frame(
+    transition: Transition, batch: OutputBatch, index: int, item: OutputItem | None
+) -> AnyOutputFrame | None:
+    if item is None:
+        return None
     assert transition.task_id is not None, "an XCom belongs to a task"
     assert transition.map_index is not None, "xcom.map_index is NOT NULL"
-    members = {
+    members: dict[str, Any] = {
         "dag_id": transition.dag_id,
         "run_id": transition.run_id,
         "seq": transition.seq,
@@ -117,8 +89,5 @@ def _output_frame(transition: Transition, batch: _OutputBatch, index: int, item:
         "index": index,
         "iteration": transition.iteration,
     }
-    if item.chunk is not msgspec.UNSET:
-        return Chunk(**members, value=item.chunk)  # type: ignore[arg-type]
-    if item.progress is not msgspec.UNSET:
-        return Progress(**members, value=Report(fraction=item.progress, text=item.text))  # type: ignore[arg-type]
-    return None
+    kind, value = find_value(item)
+    return None if kind is None else kind(**members, value=value)

@@ -7,10 +7,20 @@ from typing import NamedTuple, Protocol
 
 from stream_server.domain.transition import Transition, TransitionKind
 
-FRAME_TYPES = ("task", "run", "chunk", "progress", "input", "input_answered")
+FRAME_TYPES = (
+    "task",
+    "run",
+    "chunk",
+    "progress",
+    "thinking",
+    "tool_call",
+    "tool_result",
+    "input",
+    "input_answered",
+)
 """Types of frames that a filter can name, beside those about the connection."""
 
-OUTPUT_TYPES = frozenset({"chunk", "progress"})
+OUTPUT_TYPES = frozenset({"chunk", "progress", "thinking", "tool_call", "tool_result"})
 """Types of frames with output of running tasks. They are sent only if a filter names them."""
 
 INPUT_TYPES = frozenset({"input", "input_answered"})

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Result
+from stream_server.protocol.frames import AnyFrame, Result
 from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.output_frames import AnyOutputFrame
 
 _KEPT = ("dag_id", "run_id", "seq", "at", "task_id", "map_index", "try_number", "asked_at", "answered_at")
 
@@ -26,7 +27,7 @@ def redact_inputs(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
 def _without_values(frame: AnyFrame) -> AnyFrame:
     if isinstance(frame, Result):
         return replace(frame, results={}, references={}, map_indexes={}, withheld=True)
-    if isinstance(frame, (Chunk, Progress)):
+    if isinstance(frame, AnyOutputFrame):
         return replace(frame, value=UNSET, withheld=True)
     return frame
 

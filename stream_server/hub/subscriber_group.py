@@ -11,7 +11,8 @@ from stream_server.domain.run_state import RetractionReason, RunState
 from stream_server.hub.redaction import redact, redact_inputs
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Waiting
+from stream_server.protocol.frames import AnyFrame, Reset, ResetReason, Waiting
+from stream_server.protocol.output_frames import OutputFrame
 from stream_server.protocol.wire import Wire
 
 
@@ -71,7 +72,7 @@ class SubscriberGroup:
             retraction: Why output of a task was retracted, if it was.
         """
         if not self.options.include_output:
-            shared = [frame for frame in shared if not isinstance(frame, (Chunk, Progress))]
+            shared = [frame for frame in shared if not isinstance(frame, OutputFrame)]
         self._publish([*shared, *self.tracker.update(run, retraction)], position)
 
     def publish_waiting(self, frame: Waiting, position: JournalPosition) -> None:

@@ -33,14 +33,11 @@ from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import (
     Ack,
     AuthExpiring,
-    Chunk,
     Close,
     End,
     Failure,
     Ping,
-    Progress,
     Refusal,
-    Report,
     Reset,
     Result,
     Resumed,
@@ -52,6 +49,16 @@ from stream_server.protocol.frames import (
     Waiting,
 )
 from stream_server.protocol.input_frames import Input, InputAnswered, InputParam, InputUser
+from stream_server.protocol.output_frames import (
+    Chunk,
+    Progress,
+    Report,
+    Thinking,
+    ToolCall,
+    ToolRequest,
+    ToolResponse,
+    ToolResult,
+)
 from stream_server.protocol.wire import Wire
 
 DAG_ID = "chat_answer"
@@ -88,6 +95,19 @@ REQUEST: dict[str, Any] = {
     "asked_at": _at(12.3),
 }
 """What identifies a request for human input."""
+
+OUTPUT: dict[str, Any] = {
+    "dag_id": DAG_ID,
+    "run_id": RUN_ID,
+    "seq": 42,
+    "at": _at(11.61),
+    "task_id": "answer",
+    "map_index": -1,
+    "try_number": 1,
+}
+"""What frames with output of a task have in common."""
+
+ARGUMENTS = msgspec.Raw(b'{"city":"Paris"}')
 
 STREAM = (
     Wire(
@@ -170,32 +190,12 @@ FRAMES = (
         )
     ),
     Wire(Result(dag_id=DAG_ID, run_id=RUN_ID, results={}, withheld=True, seq=43, at=_at(11.8))),
-    Wire(
-        Chunk(
-            dag_id=DAG_ID,
-            run_id=RUN_ID,
-            seq=42,
-            at=_at(11.61),
-            task_id="answer",
-            map_index=-1,
-            try_number=1,
-            index=1,
-            value=msgspec.Raw(b'"Bec"'),
-        )
-    ),
-    Wire(
-        Progress(
-            dag_id=DAG_ID,
-            run_id=RUN_ID,
-            seq=42,
-            at=_at(11.61),
-            task_id="answer",
-            map_index=-1,
-            try_number=1,
-            index=0,
-            value=Report(fraction=0.5, text="writing"),
-        )
-    ),
+    Wire(Chunk(**OUTPUT, index=1, value=msgspec.Raw(b'"Bec"'))),
+    Wire(Progress(**OUTPUT, index=0, value=Report(fraction=0.5, text="writing"))),
+    Wire(Thinking(**OUTPUT, index=2, value="The user asks for the weather. ")),
+    Wire(ToolCall(**OUTPUT, index=3, value=ToolRequest(id="c1", name="get_weather", arguments=ARGUMENTS))),
+    Wire(ToolResult(**OUTPUT, index=4, value=ToolResponse(id="c1", result=msgspec.Raw(b'{"celsius":21}')))),
+    Wire(ToolResult(**OUTPUT, index=4, value=ToolResponse(id="c1", error="No such city"))),
     Wire(
         Input(
             **REQUEST,

@@ -68,7 +68,8 @@ class RowFrame(RunFrame, frozen=True, kw_only=True):
         int,
         Meta(
             description=(
-                "Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`."
+                "Id of the row. Together with `type` it is unique in the stream, but for output of tasks, which has an"
+                " `index`."
             )
         ),
     ]

@@ -29,6 +29,7 @@ from stream_server.protocol.frame_members import (
     TryNumber,
 )
 from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.output_frames import Chunk, Progress, Thinking, ToolCall, ToolResult
 
 References: TypeAlias = Annotated[
     dict[str, Reference], Meta(description="By task, where to get a value that is too large to be sent.")
@@ -56,56 +57,6 @@ class RunTransition(RowFrame, frozen=True, kw_only=True, tag="run"):
     previous_state: PreviousState
     clear_number: ClearNumber
 
-
-class OutputFrame(RowFrame, frozen=True, kw_only=True):
-    """A frame about the output of a running task. One journal row may hold several."""
-
-    task_id: TaskId
-    map_index: MapIndex
-    try_number: TryNumber
-    index: Annotated[
-        int,
-        Meta(
-            description=(
-                "Position in the output of this try, chunks and progress together, from 0. Missing positions were"
-                " not kept."
-            )
-        ),
-    ]
-    iteration: Iteration = None
-
-
-class Chunk(OutputFrame, frozen=True, kw_only=True, tag="chunk", omit_defaults=True):
-    """A running task emitted a chunk of output, usually a part of its result."""
-
-    value: Annotated[
-        msgspec.Raw | msgspec.UnsetType,
-        Meta(description="Any JSON value, as the database holds it. Append text to the text of earlier chunks."),
-    ] = msgspec.UNSET
-    withheld: Annotated[bool, Meta(description="Whether the value is left out because the caller may not read it.")] = (
-        False
-    )
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a task has come."""
-
-    fraction: Annotated[float | None, Meta(description="From 0 to 1; `null` if unknown.")] = None
-    text: Annotated[str | None, Meta(description="Description of the progress.")] = None
-
-
-class Progress(OutputFrame, frozen=True, kw_only=True, tag="progress", omit_defaults=True):
-    """A running task reported its progress."""
-
-    value: Annotated[
-        Report | msgspec.UnsetType, Meta(description="The progress. It replaces earlier progress of the task instance.")
-    ] = msgspec.UNSET
-    withheld: Annotated[bool, Meta(description="Whether the value is left out because the caller may not read it.")] = (
-        False
-    )
-
-
-AnyOutputFrame: TypeAlias = Chunk | Progress
 
 NO_STATUS = "no_status"
 """Key for instances without a state, as in Airflow's own statistics."""
@@ -373,6 +324,9 @@ AnyFrame: TypeAlias = (
     | RunTransition
     | Chunk
     | Progress
+    | Thinking
+    | ToolCall
+    | ToolResult
     | Input
     | InputAnswered
     | Result

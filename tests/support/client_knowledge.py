@@ -8,17 +8,8 @@ from dataclasses import dataclass, field
 from stream_server.domain.run_state import RETRACTING_STATES
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
-from stream_server.protocol.frames import (
-    AnyFrame,
-    Chunk,
-    End,
-    Failure,
-    Reset,
-    Result,
-    RunTransition,
-    Snapshot,
-    TaskTransition,
-)
+from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, RunTransition, Snapshot, TaskTransition
+from stream_server.protocol.output_frames import Chunk
 from support.builders import History
 
 

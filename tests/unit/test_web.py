@@ -16,7 +16,7 @@ WEB = REPOSITORY / "web"
 def test_frame_types_match_the_servers_schema() -> None:
     script = runpy.run_path(str(WEB / "client" / "scripts" / "frame_types.py"))
     generated = script["typescript"]()
-    names = {"connection_frames.ts", "frame_members.ts", "frames.ts", "input_frames.ts"}
+    names = {"connection_frames.ts", "frame_members.ts", "frames.ts", "input_frames.ts", "output_frames.ts"}
     assert {path.name for path in generated} == names
     assert {path: path.read_text() for path in generated} == generated, "run `make frame-types`"
 

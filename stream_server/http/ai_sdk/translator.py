@@ -13,8 +13,9 @@ import msgspec
 from stream_server.domain.run_state import RunKey
 from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step, name_instance
 from stream_server.http.chat.answer_text import Append, Restart
-from stream_server.protocol.frames import AnyFrame, Progress, Result, Snapshot, TaskInfo, TaskTransition
+from stream_server.protocol.frames import AnyFrame, Result, Snapshot, TaskInfo, TaskTransition
 from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.output_frames import Progress
 from stream_server.protocol.schema import Json
 
 DONE = b"data: [DONE]\n\n"

@@ -10,11 +10,9 @@ from stream_server.http.chat.answer_text import AnswerText, TextStep
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import (
     AnyFrame,
-    Chunk,
     Close,
     End,
     Failure,
-    Progress,
     Reset,
     Result,
     Snapshot,
@@ -23,6 +21,7 @@ from stream_server.protocol.frames import (
     Waiting,
 )
 from stream_server.protocol.input_frames import Input, InputAnswered, InputFrame
+from stream_server.protocol.output_frames import Chunk, Progress
 
 TEXT_MEMBERS = ("answer", "text", "content", "message")
 """Members of a result that can be the text of the answer, as on the chat page."""

@@ -18,12 +18,10 @@ from stream_server.protocol import examples
 from stream_server.protocol.frames import (
     Ack,
     AuthExpiring,
-    Chunk,
     Close,
     End,
     Failure,
     Ping,
-    Progress,
     Refusal,
     Reset,
     Result,
@@ -34,6 +32,7 @@ from stream_server.protocol.frames import (
     Waiting,
 )
 from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.output_frames import AnyOutputFrame
 from stream_server.protocol.schema import (
     FRAME_TYPES,
     Json,
@@ -44,8 +43,9 @@ from stream_server.protocol.schema import (
     tag_of,
 )
 
+OUTPUT_FRAMES = get_args(AnyOutputFrame)
 CONNECTION_FRAMES = (Resumed, Reset, Ping, Close)
-TASK_FRAMES = (TaskTransition, RunTransition, Chunk, Progress, Input, InputAnswered)
+TASK_FRAMES = (TaskTransition, RunTransition, *OUTPUT_FRAMES, Input, InputAnswered)
 RUN_FRAMES = (Snapshot, Waiting, *TASK_FRAMES, Result, Failure, End, *CONNECTION_FRAMES)
 WEBSOCKET_FRAMES = (*RUN_FRAMES, AuthExpiring, Ack, Refusal)
 FIREHOSE_FRAMES = (*TASK_FRAMES, *CONNECTION_FRAMES)

@@ -17,18 +17,9 @@ from stream_server.http.mcp.messages import (
 from stream_server.http.mcp.references import CallReference, encode_reference
 from stream_server.http.mcp.requests import MODERN_VERSION, SESSION_VERSIONS
 from stream_server.http.mcp.results import build_result, build_text
-from stream_server.protocol.frames import (
-    AnyFrame,
-    Close,
-    End,
-    Failure,
-    Progress,
-    Reset,
-    Result,
-    TaskTransition,
-    Waiting,
-)
+from stream_server.protocol.frames import AnyFrame, Close, End, Failure, Reset, Result, TaskTransition, Waiting
 from stream_server.protocol.input_frames import Input, InputAnswered, InputFrame
+from stream_server.protocol.output_frames import Progress
 from stream_server.protocol.schema import Json
 
 INPUT_KEY = "input"

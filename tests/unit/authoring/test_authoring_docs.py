@@ -28,6 +28,7 @@ MARKED = [
     },
     {"plain": {"fetch_more"}},
     {"chat": {"answer"}},
+    {"weather": set()},
     {"chat_model": {"answer"}},
 ]
 """For each example: its DAGs, and the marked tasks of each."""

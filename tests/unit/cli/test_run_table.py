@@ -11,13 +11,10 @@ from stream_server.cli.run_table import RunTable, describe_frame
 from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import (
     AnyFrame,
-    Chunk,
     Close,
     End,
     Failure,
     Ping,
-    Progress,
-    Report,
     Reset,
     Result,
     RunInfo,
@@ -26,6 +23,7 @@ from stream_server.protocol.frames import (
     TaskInfo,
     TaskTransition,
 )
+from stream_server.protocol.output_frames import Chunk, Progress, Report
 from support.builders import KEY, at
 
 RUN = KEY._asdict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +20,8 @@ from stream_server.domain.transition_frames import output_frames
 from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, Resumed
+from stream_server.protocol.frames import AnyFrame, Reset, Resumed
+from stream_server.protocol.output_frames import Chunk, OutputFrame, Progress
 from support.builders import EPOCH, KEY, History, at, types
 from support.client_knowledge import history_rows
 from support.run_moves import Move, apply_move, run_histories_of
@@ -31,9 +33,7 @@ Received = list[tuple[str, int, int, int]]
 
 def chunks(frames: Iterable[AnyFrame]) -> list[tuple[str, int, int, int]]:
     """Return the coordinates that identify each item of output."""
-    return [
-        (one.task_id, one.map_index, one.try_number, one.index) for one in frames if isinstance(one, Chunk | Progress)
-    ]
+    return [(one.task_id, one.map_index, one.try_number, one.index) for one in frames if isinstance(one, OutputFrame)]
 
 
 def texts(frames: Iterable[AnyFrame]) -> list[Any]:
@@ -312,6 +312,59 @@ def test_progress_has_its_text() -> None:
         {"fraction": 1.0, "text": None},
     ]
     assert [one.index for one in emitted] == [7, 8, 9, 10]
+
+
+def test_frames_of_an_agent_have_their_values() -> None:
+    request = {"id": "c1", "name": "get_weather", "arguments": {"city": "Paris"}}
+    items = [
+        {"thinking": "They ask for the weather."},
+        {"tool_call": request},
+        {"tool_call": {**request, "arguments": '{"ci', "truncated": True}},
+        {"tool_result": {"id": "c1", "result": {"celsius": 21}}},
+        {"tool_result": {"id": "c1", "result": None}},
+        {"tool_result": {"id": "c1", "error": "No such city"}},
+    ]
+    emitted = output_frames(row(items))
+    values = [{one.__struct_config__.tag: json.loads(msgspec.json.encode(one.value))} for one in emitted]
+    assert values == items
+    assert [one.index for one in emitted] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"thinking": 1},
+        {"tool_call": {"id": 1, "name": "get_weather", "arguments": {}}},
+        {"tool_call": "get_weather"},
+        {"tool_result": {"result": 1}},
+        {"progress": "half"},
+        {"of a later version": {"text": "a"}},
+        "text",
+        None,
+    ],
+)
+def test_item_that_is_not_known_leaves_a_gap(bad: object) -> None:
+    assert chunks(output_frames(row([{"chunk": "a"}, bad, {"chunk": "b"}]))) == [
+        ("answer", -1, 1, 0),
+        ("answer", -1, 1, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"chunk": "x" * 1000},
+        {"thinking": "x" * 1000},
+        {"tool_call": {"id": "c1", "name": "write", "arguments": "x" * 1000}},
+        {"tool_result": {"id": "c1", "result": "x" * 1000}},
+        {"tool_result": {"id": "c1", "error": "x" * 1000}},
+    ],
+)
+def test_values_of_all_kinds_count_for_the_limit(item: object) -> None:
+    output = RunOutput(2 * (FRAME_OVERHEAD_BYTES + 1100))
+    for index in range(10):
+        output.add_frames(output_frames(row([item], index=index)), index)
+    assert [frame.index for frame in output.frames] == [8, 9]
 
 
 def row(items: list[Any], *, index: int = 0) -> Transition:

@@ -24,7 +24,8 @@ from stream_server.domain.run_state import RunState
 from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
 from stream_server.domain.task_instances import TaskInstances
 from stream_server.domain.transition import OUTPUT_KEY, RETURN_VALUE_KEY, Transition, TransitionKind
-from stream_server.protocol.frames import Chunk, Result, RunInfo, TaskTransition
+from stream_server.protocol.frames import Result, RunInfo, TaskTransition
+from stream_server.protocol.output_frames import Chunk
 from support.builders import KEY, at
 
 LAST = 2

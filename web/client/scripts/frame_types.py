@@ -9,10 +9,11 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.output_frames import AnyOutputFrame
 from stream_server.protocol.schema import build_frames_document
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "protocol"
@@ -31,16 +32,18 @@ OPEN_ENUMS = frozenset({"reason", "code"})
 
 INPUT_FRAMES = (Input.__name__, InputAnswered.__name__)
 
+OUTPUT_FRAMES = tuple(kind.__name__ for kind in get_args(AnyOutputFrame))
+
 Schema = dict[str, Any]
 
 
 def typescript() -> dict[Path, str]:
-    """Return the text of each file: frames about a run, about a connection and human input, and their members."""
+    """Return the text of each file: frames about a run, a connection, human input and output, and their members."""
     document = build_frames_document()
     definitions: Schema = document["$defs"]
     names = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
     connection_frames = [name for name in names.values() if "dag_id" not in definitions[name]["properties"]]
-    elsewhere = {*connection_frames, *INPUT_FRAMES}
+    elsewhere = {*connection_frames, *INPUT_FRAMES, *OUTPUT_FRAMES}
     members = [name for name in definitions if name not in names.values()]
     member_names = ", ".join(sorted(members))
     frames = [_interface(name, definitions[name]) for name in names.values() if name not in elsewhere]
@@ -49,9 +52,11 @@ def typescript() -> dict[Path, str]:
         HEADER,
         "\nimport type { " + ", ".join(sorted(connection_frames)) + ' } from "./connection_frames.js"\n',
         f'import type {{ {used} }} from "./frame_members.js"\n',
-        f'import type {{ {", ".join(INPUT_FRAMES)} }} from "./input_frames.js"\n\n',
+        f'import type {{ {", ".join(INPUT_FRAMES)} }} from "./input_frames.js"\n',
+        f'import type {{ {", ".join(OUTPUT_FRAMES)} }} from "./output_frames.js"\n\n',
         f'export type {{ {member_names} }} from "./frame_members.js"\n',
-        f'export type {{ {", ".join(INPUT_FRAMES)} }} from "./input_frames.js"\n\n',
+        f'export type {{ {", ".join(INPUT_FRAMES)} }} from "./input_frames.js"\n',
+        f'export type {{ {", ".join(OUTPUT_FRAMES)} }} from "./output_frames.js"\n\n',
         *frames,
         _comment("Any frame; `type` is the discriminator.", ""),
         "export type Frame =" + "".join(f"\n  | {name}" for name in names.values()) + "\n\n",
@@ -69,9 +74,14 @@ def typescript() -> dict[Path, str]:
         '\nimport type { InputParam, InputUser, Reference } from "./frame_members.js"\n\n',
         *(_interface(name, definitions[name]) for name in INPUT_FRAMES),
     ]
+    output_file = [
+        HEADER,
+        '\nimport type { Report, ToolRequest, ToolResponse } from "./frame_members.js"\n\n',
+        *(_interface(name, definitions[name]) for name in OUTPUT_FRAMES),
+    ]
     members_file = [HEADER, "\n", *(_interface(name, definitions[name]) for name in members)]
     texts = {"frames": frames_file, "connection_frames": connection_file, "frame_members": members_file}
-    texts["input_frames"] = input_file
+    texts |= {"input_frames": input_file, "output_frames": output_file}
     return {SOURCE / f"{name}.ts": "".join(text).rstrip() + "\n" for name, text in texts.items()}
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import msgspec
 
 from stream_server.http.chat.answer import Activity, Answer
-from stream_server.protocol.frames import Chunk
 from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.output_frames import Chunk
 from support.builders import KEY, at
 
 

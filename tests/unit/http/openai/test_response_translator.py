@@ -12,7 +12,8 @@ from stream_server.domain.run_state import RunKey
 from stream_server.http.openai.response_objects import ResponseHead, decode_response_id, encode_response_id
 from stream_server.http.openai.response_translator import ResponseTranslator
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.frames import AnyFrame, Chunk, Close, End, Result
+from stream_server.protocol.frames import AnyFrame, Close, End, Result
+from stream_server.protocol.output_frames import Chunk
 
 KEY = RunKey("chat", "r1")
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)

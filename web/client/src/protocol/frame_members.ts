@@ -40,6 +40,30 @@ export interface Report {
   text?: string | null
 }
 
+/** A call of a tool. The task runs the tool, not the client. */
+export interface ToolRequest {
+  /** Id of the call, unique in its try. */
+  id: string
+  /** Name of the tool. */
+  name: string
+  /** The arguments: a JSON object, or the text that the model wrote if that is not one. */
+  arguments: unknown
+  /** Whether `arguments` is the start of their text, because they were too large. */
+  truncated?: boolean
+}
+
+/** What a tool returned, or why it returned nothing. */
+export interface ToolResponse {
+  /** Id of the call, unique in its try. */
+  id: string
+  /** Any JSON value; absent if there is an `error`. */
+  result?: unknown
+  /** Why there is no result, such as an exception of the tool or a denial. */
+  error?: string | null
+  /** Whether `result` is the start of its text, because it was too large. */
+  truncated?: boolean
+}
+
 /** A field of the form. */
 export interface InputParam {
   /** Value that is set in advance: any JSON value. */

@@ -1,11 +1,13 @@
 // Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/protocol/frames.py.
 
 import type { Ack, AuthExpiring, Close, Ping, Refusal } from "./connection_frames.js"
-import type { Reference, Report, RunInfo, TaskInfo } from "./frame_members.js"
+import type { Reference, RunInfo, TaskInfo } from "./frame_members.js"
 import type { Input, InputAnswered } from "./input_frames.js"
+import type { Chunk, Progress, Thinking, ToolCall, ToolResult } from "./output_frames.js"
 
-export type { InputParam, InputUser, Reference, Report, RunInfo, TaskInfo } from "./frame_members.js"
+export type { InputParam, InputUser, Reference, Report, RunInfo, TaskInfo, ToolRequest, ToolResponse } from "./frame_members.js"
 export type { Input, InputAnswered } from "./input_frames.js"
+export type { Chunk, Progress, Thinking, ToolCall, ToolResult } from "./output_frames.js"
 
 /** The state of the run and its task instances at this moment. Later frames continue from here. */
 export interface Snapshot {
@@ -69,7 +71,9 @@ export interface TaskTransition {
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
+  /**
+   * Id of the row. Together with `type` it is unique in the stream, but for output of tasks, which has an `index`.
+   */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
@@ -101,7 +105,9 @@ export interface RunTransition {
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
+  /**
+   * Id of the row. Together with `type` it is unique in the stream, but for output of tasks, which has an `index`.
+   */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
@@ -111,74 +117,6 @@ export interface RunTransition {
   previous_state: string | null
   /** How often the run was cleared. */
   clear_number: number
-  /** On a connection with several streams, the `id` that the client gave the stream. */
-  id?: string
-  /**
-   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
-   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
-   */
-  cursor?: string
-}
-
-/** A running task emitted a chunk of output, usually a part of its result. */
-export interface Chunk {
-  type: "chunk"
-  /** The DAG. */
-  dag_id: string
-  /** The run, as Airflow names it. */
-  run_id: string
-  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
-  seq: number
-  /** When the row was written, inside Airflow's transaction; UTC. */
-  at: string
-  /** The task. */
-  task_id: string
-  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
-  map_index: number
-  /** Number of the try, counted from 1; 0 before the first try. */
-  try_number: number
-  /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
-  index: number
-  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
-  iteration?: number | null
-  /** Any JSON value, as the database holds it. Append text to the text of earlier chunks. */
-  value?: unknown
-  /** Whether the value is left out because the caller may not read it. */
-  withheld?: boolean
-  /** On a connection with several streams, the `id` that the client gave the stream. */
-  id?: string
-  /**
-   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
-   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
-   */
-  cursor?: string
-}
-
-/** A running task reported its progress. */
-export interface Progress {
-  type: "progress"
-  /** The DAG. */
-  dag_id: string
-  /** The run, as Airflow names it. */
-  run_id: string
-  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
-  seq: number
-  /** When the row was written, inside Airflow's transaction; UTC. */
-  at: string
-  /** The task. */
-  task_id: string
-  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
-  map_index: number
-  /** Number of the try, counted from 1; 0 before the first try. */
-  try_number: number
-  /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
-  index: number
-  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
-  iteration?: number | null
-  /** The progress. It replaces earlier progress of the task instance. */
-  value?: Report
-  /** Whether the value is left out because the caller may not read it. */
-  withheld?: boolean
   /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
@@ -337,6 +275,9 @@ export type Frame =
   | RunTransition
   | Chunk
   | Progress
+  | Thinking
+  | ToolCall
+  | ToolResult
   | Input
   | InputAnswered
   | Result
@@ -358,6 +299,9 @@ export const FRAME_TYPES = [
   "run",
   "chunk",
   "progress",
+  "thinking",
+  "tool_call",
+  "tool_result",
   "input",
   "input_answered",
   "result",

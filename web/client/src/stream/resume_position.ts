@@ -40,8 +40,8 @@ export class ResumePosition {
 
 /** Return what identifies a frame in its stream; `null` for frames without an identity, which are harmless when repeated. */
 function keyOf(frame: Frame): string | null {
-  if (frame.type === "chunk" || frame.type === "progress") {
-    // One journal row contains several of them, with the same `seq`.
+  if ("index" in frame) {
+    // Output of a task: one journal row contains several frames, with the same `seq`.
     const { dag_id, run_id, task_id, map_index, iteration, try_number, index } = frame
     return JSON.stringify([dag_id, run_id, task_id, map_index, iteration, try_number, index])
   }
