@@ -187,3 +187,4 @@ async def drain_and_lose_the_connection(
     await proxy.cut_connections()
     await expect(chat.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=SECONDS)
     await chat.save_screenshot("cut")
+    assert len(stub.triggers) == 6

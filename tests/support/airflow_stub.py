@@ -76,6 +76,7 @@ class AirflowStub:
         self._database_url = database_url
         self.version = version
         self._number = 0
+        self._runs: list[tuple[ReceivedRequest, RunKey]] = []
         self._over = asyncio.Event()
 
     @property
@@ -85,6 +86,10 @@ class AirflowStub:
     @property
     def patches(self) -> list[ReceivedRequest]:
         return [received for received in self.received if received.method == "PATCH"]
+
+    def find_run(self, trigger: ReceivedRequest) -> RunKey | None:
+        """Return the run that a request has created, or that exists already under its id; `None` until then."""
+        return next((key for received, key in self._runs if received is trigger), None)
 
     async def hang(self) -> None:
         """Do not respond until the test ends."""
@@ -154,7 +159,9 @@ class AirflowStub:
             try:
                 await airflow.trigger(key, self.version, list(CHAIN))
             except asyncpg.UniqueViolationError:
+                self._runs.append((received, key))
                 return JSONResponse({"detail": CONFLICT}, 409)
+            self._runs.append((received, key))
             if self.then is not None and (answer := await self.then(airflow, key)) is not None:
                 return answer
         return JSONResponse(describe_run(key, "queued"))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.waiting import eventually_answered, eventually_async
+from support.waiting import eventually_async
 
 
 async def begin_answer(airflow: AirflowSql, stub: AirflowStub, *words: object) -> RunKey:
-    """Let the task `answer` of the triggered run write some words."""
+    """Let the task `answer` of the run that was triggered last write some words."""
     await eventually_async(lambda: stub.triggers, what="a run is triggered")
-    key = RunKey("chat", stub.triggers[-1].json.get("dag_run_id", "manual__1"))
-    query = "SELECT true FROM dag_run WHERE run_id = $1"
-    await eventually_answered(lambda: airflow.connection.fetchval(query, key.run_id), what="the run exists")
+    trigger = stub.triggers[-1]
+    await eventually_async(lambda: stub.find_run(trigger), what="the run exists")
+    key = stub.find_run(trigger)
+    assert key is not None
     await airflow.set_run(key, "running")
     await airflow.start_task(key, "answer")
     if words:
