@@ -102,6 +102,18 @@ class TestMapped:
         assert isinstance(end, End)
         assert (end.outcome, end.reason, end.task_id) == ("none", "task_skipped", "square")
 
+    def test_mapping_that_another_upstream_skips_has_no_outcome(self) -> None:
+        history = History(dag({"list": Node("square"), "gate": Node("square"), "square": Node(mapped_over="list")}))
+        reader = SimulatedReader(history)
+        history.run_task("list", [1, 2])
+        history.set_task("gate", "skipped")
+        history.skip_from_outside("square")
+        assert reader.catch_up() == []
+        history.set_run("success")
+        (end,) = reader.catch_up()
+        assert isinstance(end, End)
+        assert (end.outcome, end.reason, end.task_id) == ("none", "task_skipped", "square")
+
     def test_skipped_instances_are_left_out_and_the_frame_names_the_others(self) -> None:
         history, reader = self.mapped(3)
         history.start("square", 1)
