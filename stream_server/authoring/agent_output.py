@@ -12,8 +12,14 @@ MAX_VALUE_BYTES = 60 * 1024
 MAX_TRUNCATED_CHARACTERS = 16 * 1024
 """Characters of larger arguments and results that are sent."""
 
-MAX_THINKING_CHARACTERS = 4096
+MAX_TEXT_CHARACTERS = 4096
 """Longest text of one item, with room for characters that JSON escapes. Longer texts are sent in several."""
+
+
+def emit_text(text: str) -> None:
+    """Send a text of any length in `chunk` frames."""
+    for part in _split(text):
+        emit_item({"chunk": part})
 
 
 def emit_thinking(text: str) -> None:
@@ -21,8 +27,8 @@ def emit_thinking(text: str) -> None:
 
     Outside of a running task it does nothing, and it never fails the task. Clients append texts that follow each other.
     """
-    for start in range(0, len(text), MAX_THINKING_CHARACTERS):
-        emit_item({"thinking": text[start : start + MAX_THINKING_CHARACTERS]})
+    for part in _split(text):
+        emit_item({"thinking": part})
 
 
 def emit_tool_call(call_id: str, name: str, arguments: object = None) -> None:
@@ -47,11 +53,15 @@ def emit_tool_result(call_id: str, result: object = None, *, error: str | None =
         error: Why there is no result.
     """
     if error is not None:
-        emit_item({"tool_result": {"id": call_id, "error": error[:MAX_THINKING_CHARACTERS]}})
+        emit_item({"tool_result": {"id": call_id, "error": error[:MAX_TEXT_CHARACTERS]}})
         return
     value, is_truncated = _shorten(result)
     outcome = {"id": call_id, "result": value}
     emit_item({"tool_result": {**outcome, "truncated": True} if is_truncated else outcome})
+
+
+def _split(text: str) -> list[str]:
+    return [text[start : start + MAX_TEXT_CHARACTERS] for start in range(0, len(text), MAX_TEXT_CHARACTERS)]
 
 
 def _shorten(value: object) -> tuple[object, bool]:
