@@ -7,6 +7,7 @@ record every value. The task needs no access to the database and no package but 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 from contextlib import suppress
@@ -18,6 +19,8 @@ from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
 from stream_server.authoring.output_buffer import Item, OutputBuffer
+
+log = logging.getLogger(__name__)
 
 OUTPUT_KEY = "stream_server_output"
 """Key of the XCom; the same as `OUTPUT` in `stream_server.domain.transition`."""
@@ -60,6 +63,14 @@ def finish() -> None:
         current[1].close()
 
 
+def flush() -> None:
+    """Push the buffered output now, from the calling thread."""
+    with _lock:
+        current = _current
+    if current is not None:
+        current[1].flush()
+
+
 def emit_item(item: Item) -> None:
     """Push an item soon, if this is called in a running task."""
     task = _running_task()
@@ -86,11 +97,35 @@ def _buffer_of(task: RunningTask) -> OutputBuffer:
         if _current is not None and _current[0] == task.id:
             return _current[1]
     finish()
-    buffer = OutputBuffer(task.try_number, partial(_push_xcom, task), threaded=_can_push_from_thread())
+    buffer = OutputBuffer(
+        task.try_number,
+        partial(_push_xcom, task),
+        threaded=_can_push_from_thread(),
+        first_index=_find_next_index(task),
+    )
     with _lock:
         _current = (task.id, buffer)
     _finish_after_task(task.task)
     return buffer
+
+
+def _find_next_index(task: RunningTask) -> int:
+    """Return the index after the output of the same try before it was deferred or asked for human input, else 0."""
+    if not getattr(getattr(task, "_ti_context_from_server", None), "next_method", None):
+        return 0
+    # Airflow deletes the XComs of a task when a try starts, but not when it is resumed.
+    try:
+        batch = BaseXCom.get_one(
+            key=OUTPUT_KEY,
+            dag_id=task.dag_id,
+            task_id=task.task_id,
+            run_id=task.run_id,
+            map_index=task.map_index,
+        )
+        return int(batch["index"]) + len(batch["items"]) if batch["try_number"] == task.try_number else 0
+    except Exception as error:  # noqa: BLE001 # no error may fail the task
+        log.warning("Output before the task was deferred is retracted, because it can't be read: %r", error)
+        return 0
 
 
 def _push_xcom(task: RunningTask, batch: dict[str, Any]) -> None:

@@ -60,16 +60,17 @@ class OutputBuffer:
         try_number: Number of the try.
         push: Stores a batch. Any exception counts as a failed push.
         threaded: Whether `push` may be called from another thread.
+        first_index: Number of items that the try has pushed before, in another process.
     """
 
-    def __init__(self, try_number: int, push: Push, *, threaded: bool) -> None:
+    def __init__(self, try_number: int, push: Push, *, threaded: bool, first_index: int = 0) -> None:
         self._try_number = try_number
         self._push = push
         self._queue: deque[tuple[Item, int]] = deque()
         self._changed = threading.Condition()
         self._push_lock = threading.Lock()
         self._unsent_batch: dict[str, Any] | None = None
-        self._next_index = 0
+        self._next_index = first_index
         self._bytes_left = _read_max_try_bytes()
         self._failures = 0
         self._pacing = PushPacing(_read_push_interval(), threaded=threaded)

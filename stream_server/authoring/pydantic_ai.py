@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as airflow_version
 from stream_server.authoring.agent_output import emit_text, emit_thinking, emit_tool_call, emit_tool_result
+from stream_server.authoring.output import flush
 
 try:
     from pydantic_ai.capabilities import AbstractCapability
@@ -94,6 +95,8 @@ class _RunOutput(StreamOutput):
         async for event in super().wrap_run_event_stream(ctx, stream=stream):
             self._emit_event(event)
             yield event
+        # The run may end here, to wait for approval of a tool call: then nothing else pushes what is buffered.
+        flush()
 
     def _emit_event(self, event: AgentStreamEvent) -> None:
         match event:

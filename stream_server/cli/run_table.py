@@ -28,10 +28,23 @@ from stream_server.protocol.frames import (
     Waiting,
 )
 from stream_server.protocol.input_frames import Input, InputAnswered
-from stream_server.protocol.output_frames import Chunk, Progress, Report
+from stream_server.protocol.output_frames import (
+    Chunk,
+    OutputFrame,
+    Progress,
+    Report,
+    Thinking,
+    ToolCall,
+    ToolRequest,
+    ToolResponse,
+    ToolResult,
+)
 
 MAX_OUTPUT_CHARACTERS = 10_000
 """Most characters of a task's output that the table shows; the last ones."""
+
+MAX_VALUE_CHARACTERS = 200
+"""Most characters of the arguments or the result of a tool call that are shown."""
 
 _STATE_STYLES = {
     "success": "green",
@@ -229,6 +242,8 @@ def describe_frame(frame: AnyFrame) -> str:
 
 
 def _describe_other_frame(frame: AnyFrame) -> str:
+    if isinstance(frame, OutputFrame):
+        return _describe_agent(frame)
     if isinstance(frame, Input):
         subject = "a question that this token may not read" if frame.withheld else frame.subject or "a question"
         return f"{describe_instance(frame.task_id, frame.map_index, frame.iteration)} asks: {subject}"
@@ -236,6 +251,27 @@ def _describe_other_frame(frame: AnyFrame) -> str:
         chosen = "not permitted" if frame.withheld else ", ".join(frame.chosen_options)
         return f"{describe_instance(frame.task_id, frame.map_index, frame.iteration)} answered: {chosen}"
     return type(frame).__name__.lower()
+
+
+def _describe_agent(frame: OutputFrame) -> str:
+    label = describe_instance(frame.task_id, frame.map_index, frame.iteration)
+    match frame:
+        case Thinking(value=str() as text):
+            return f"{label} thinks: {' '.join(text.split())}"
+        case ToolCall(value=ToolRequest() as request):
+            return f"{label} calls {request.name} {_shorten(request.arguments)}"
+        case ToolResult(value=ToolResponse(error=str() as error) as response):
+            return f"{label} tool call {response.id} failed: {error}"
+        case ToolResult(value=ToolResponse() as response):
+            result = "" if response.result is UNSET else _shorten(response.result)
+            return f"{label} tool call {response.id} returned {result}"
+        case _:
+            return f"{label} {frame.__struct_config__.tag}: (not permitted)"
+
+
+def _shorten(value: msgspec.Raw) -> str:
+    text = bytes(value).decode()
+    return text if len(text) <= MAX_VALUE_CHARACTERS else text[: MAX_VALUE_CHARACTERS - 1] + "…"
 
 
 def describe_instance(task_id: str, map_index: int, iteration: int | None = None) -> str:

@@ -18,7 +18,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
-from support.chat_runs import ask_human, begin_answer, fail_answer, retry_answer
+from support.chat_runs import AGENT_ANSWER, AGENT_ITEMS, ask_human, begin_answer, fail_answer, retry_answer
 from support.node_clients import ClientProcess, run_node
 from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
@@ -139,6 +139,35 @@ async def test_a_question_to_a_human_is_a_part_that_gets_its_answer(
 
 
 @each_major
+async def test_thinking_and_tool_calls_of_an_agent_are_parts(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, major)) as script:
+        key = await begin_answer(airflow, stub, *AGENT_ITEMS)
+        await airflow.push(key, "answer", AGENT_ANSWER)
+        message = await last_message(script)
+    parts = [part for part in message["parts"] if part["type"] in {"reasoning", "text", "dynamic-tool"}]
+    assert [part.get("text", part.get("toolName")) for part in parts] == [
+        "They ask for the weather.",
+        "get_weather",
+        "Let me check.",
+        "get_time",
+        "21 degrees.",
+        "\n\nIt is warm.",
+    ]
+    weather, time = (part for part in parts if part["type"] == "dynamic-tool")
+    assert (weather["state"], weather["input"], weather["output"]) == (
+        "output-available",
+        {"city": "Paris"},
+        {"celsius": 21},
+    )
+    assert (time["state"], time["input"], time["errorText"]) == ("output-error", "{", "No clock")
+    assert {part["state"] for part in parts if part["type"] != "dynamic-tool"} == {"done"}
+    # Clients run other tools themselves, and send the results. Version 5 does not store the member.
+    assert {part.get("providerExecuted", major == "5") for part in (weather, time)} == {True}
+
+
+@each_major
 async def test_a_retried_task_that_writes_other_text_begins_a_new_part(
     auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
 ) -> None:
@@ -187,12 +216,16 @@ async def test_version_7_takes_text_back(
     auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
 ) -> None:
     async with run_node(*arguments(auth_server, ada.token, "7", query="?reset=step")) as script:
-        key = await begin_answer(airflow, stub, "Because")
+        key = await begin_answer(airflow, stub, *AGENT_ITEMS[:4], "Because")
+        await airflow.start_task(key, "ask")
+        await airflow.emit_output(key, "ask", 0, *AGENT_ITEMS[:4])
         while not any(texts_of((await script.next())["message"])):
             pass
         await retry_answer(airflow, key, "Bees")
         message = await last_message(script)
     assert texts_of(message) == ["Bees"]
+    calls = [part["toolCallId"] for part in message["parts"] if part["type"] == "dynamic-tool"]
+    assert calls == ["ask/1/c1"], "what the first try of the other task has done is taken back"
     assert [task["try_number"] for task in data_of(message, "task") if task["task_id"] == "answer"] == [2]
 
 

@@ -18,7 +18,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest, TruncatedResponse
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
-from support.chat_runs import ask_human, begin_answer, fail_answer
+from support.chat_runs import AGENT_ANSWER, AGENT_ITEMS, ask_human, begin_answer, fail_answer
 from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
 from support.waiting import eventually_async
@@ -270,6 +270,22 @@ async def test_a_retried_task_repeats_or_restarts_the_answer(
     assert text == (again if again == "Because." else f"Because\n\n{again}")
 
 
+async def test_thinking_and_tool_calls_are_reasoning(
+    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    stream = await client.chat.completions.create(model="chat", messages=WHY, stream=True)
+    key = await begin_answer(airflow, stub, *AGENT_ITEMS)
+    await airflow.push(key, "answer", AGENT_ANSWER)
+    chunks = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert text_of(chunks) == f"Let me check.\n\n{AGENT_ANSWER}"
+    assert "".join([getattr(delta, "reasoning_content", "") for delta in deltas]) == (
+        'They ask for the weather.\n\nget_weather {"city": "Paris"}\n\nget_time "{"\n\nget_time failed: No clock'
+        "\n\n21 degrees."
+    )
+    assert not any(delta.tool_calls for delta in deltas), "the client would run the tools"
+
+
 async def test_an_answer_waits_until_a_human_has_answered(
     client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
 ) -> None:
@@ -287,7 +303,8 @@ async def test_open_webui_gets_status_lines_and_others_do_not(
     async def run_with_progress(airflow: AirflowSql, key: RunKey) -> None:
         await airflow.set_run(key, "running")
         await airflow.start_task(key, "answer")
-        await airflow.emit_output(key, "answer", 0, {"progress": 0.5, "text": "writing"}, "Because")
+        items = ({"progress": 0.5, "text": "writing"}, "Because", *AGENT_ITEMS[:4])
+        await airflow.emit_output(key, "answer", 0, *items)
         await airflow.push(key, "answer", "Because")
 
     stub.then = run_with_progress
@@ -299,7 +316,13 @@ async def test_open_webui_gets_status_lines_and_others_do_not(
         shown = await plain.post("/v1/chat/completions", json=body, headers={"X-OpenWebUI-Chat-Id": "1"})
     lines = [json.loads(line[6:]) for line in shown.text.splitlines() if line.startswith('data: {"event"')]
     statuses = [(line["event"]["data"]["description"], line["event"]["data"]["done"]) for line in lines]
-    assert statuses == [("answer: running", False), ("answer: writing", False), ("answer: writing", True)]
+    assert statuses == [
+        ("answer: running", False),
+        ("answer: writing", False),
+        ("answer: calls get_weather", False),
+        ("answer: calls get_weather", True),
+    ]
+    assert "get_weather {" not in shown.text
     assert shown.text.endswith("data: [DONE]\n\n")
 
 

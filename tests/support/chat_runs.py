@@ -7,6 +7,22 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.waiting import eventually_async
 
+AGENT_ITEMS: tuple[dict[str, object], ...] = (
+    {"thinking": "They ask "},
+    {"thinking": "for the weather."},
+    {"tool_call": {"id": "c1", "name": "get_weather", "arguments": {"city": "Paris"}}},
+    {"tool_result": {"id": "c1", "result": {"celsius": 21}}},
+    {"chunk": "Let me check."},
+    {"tool_call": {"id": "c2", "name": "get_time", "arguments": "{"}},
+    {"tool_result": {"id": "c2", "error": "No clock"}},
+    {"thinking": "21 degrees."},
+    {"chunk": "\n\nIt is "},
+    {"chunk": "warm."},
+)
+"""Output of an agent. The task returns its last message, `AGENT_ANSWER`."""
+
+AGENT_ANSWER = "It is warm."
+
 
 async def begin_answer(airflow: AirflowSql, stub: AirflowStub, *words: object) -> RunKey:
     """Let the task `answer` of the run that was triggered last write some words."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from stream_server.domain.run_state import RunKey
+from stream_server.http.chat.agent_steps import AgentStep, Thought, ToolEnded, ToolStarted
 from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step, name_instance
 from stream_server.http.chat.answer_text import Append, Restart
 from stream_server.protocol.frames import AnyFrame, Result, Snapshot, TaskInfo, TaskTransition
@@ -19,6 +20,9 @@ from stream_server.protocol.output_frames import Progress
 from stream_server.protocol.schema import Json
 
 DONE = b"data: [DONE]\n\n"
+
+RUN_BY_TASK = {"providerExecuted": True, "dynamic": True}
+"""Members of tool calls: the client does not run the tool, and need not know it."""
 
 
 class UiMessageTranslator:
@@ -36,6 +40,9 @@ class UiMessageTranslator:
         self._answer = Answer()
         self._text_count = 0
         self._is_text_open = False
+        self._open_sections: dict[str, None] = {}
+        """Sections of thinking that have not ended, of all task instances."""
+
         self._data: dict[tuple[str, str], Json] = {}
         """The data parts of the message, by type and id."""
 
@@ -83,16 +90,39 @@ class UiMessageTranslator:
                 return self._append(step.text)
             case Restart():
                 return self._restart(step.text)
+            case Thought() | ToolStarted() | ToolEnded():
+                return self._translate_agent_step(step)
             case Activity():
                 # Clients get the states of tasks themselves.
                 return []
             case Failed():
-                return [*self._end_text(), {"type": "error", "errorText": step.message}]
+                return [*self._end_parts(), {"type": "error", "errorText": step.message}]
             case Finished():
-                return [*self._end_text(), {"type": "finish-step"}, {"type": "finish", "finishReason": "stop"}]
+                return [*self._end_parts(), {"type": "finish-step"}, {"type": "finish", "finishReason": "stop"}]
+
+    def _translate_agent_step(self, step: AgentStep) -> list[Json]:
+        match step:
+            case Thought():
+                part = {"id": step.section}
+                begins = step.section not in self._open_sections
+                # Text that was open ends, so that the parts are in the order in which they came.
+                chunks: list[Json] = [*self._end_text(), {"type": "reasoning-start", **part}] if begins else []
+                self._open_sections[step.section] = None
+                return [*chunks, {"type": "reasoning-delta", **part, "delta": step.text}]
+            case ToolStarted():
+                call = {"toolCallId": step.call_id, "toolName": step.name, "input": step.arguments}
+                return [*self._end_parts(), {"type": "tool-input-available", **call, **RUN_BY_TASK}]
+            case ToolEnded(name=None):
+                # An output without a call is an error for clients.
+                return []
+            case ToolEnded():
+                outcome: Json = {"type": "tool-output-available", "output": step.result}
+                if step.error is not None:
+                    outcome = {"type": "tool-output-error", "errorText": step.error}
+                return [{**outcome, "toolCallId": step.call_id, **RUN_BY_TASK}]
 
     def _append(self, text: str) -> list[Json]:
-        chunks: list[Json] = []
+        chunks = [*self._end_reasoning()]
         if not self._is_text_open:
             self._text_count += 1
             self._is_text_open = True
@@ -103,9 +133,19 @@ class UiMessageTranslator:
         if self._resets_steps:
             # It removes the data parts, too.
             self._is_text_open = False
-            return [{"type": "reset-step"}, *self._data.values(), *self._append(text)]
+            self._open_sections.clear()
+            agent = [chunk for step in self._answer.agent_steps for chunk in self._translate_agent_step(step)]
+            return [{"type": "reset-step"}, *self._data.values(), *agent, *self._append(text)]
         ended = self._text_id
         return [*self._end_text(), {"type": "data-reset", "data": {"text_id": ended}}, *self._append(text)]
+
+    def _end_parts(self) -> list[Json]:
+        return [*self._end_reasoning(), *self._end_text()]
+
+    def _end_reasoning(self) -> list[Json]:
+        sections = [*self._open_sections]
+        self._open_sections.clear()
+        return [{"type": "reasoning-end", "id": section} for section in sections]
 
     def _end_text(self) -> list[Json]:
         was_open, self._is_text_open = self._is_text_open, False

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from stream_server.http.chat.agent_steps import AgentStep, AgentSteps
 from stream_server.http.chat.answer_text import AnswerText, TextStep
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import (
@@ -21,7 +22,7 @@ from stream_server.protocol.frames import (
     Waiting,
 )
 from stream_server.protocol.input_frames import Input, InputAnswered, InputFrame
-from stream_server.protocol.output_frames import Chunk, Progress
+from stream_server.protocol.output_frames import Chunk, OutputFrame, Progress, ToolCall, ToolRequest
 
 TEXT_MEMBERS = ("answer", "text", "content", "message")
 """Members of a result that can be the text of the answer, as on the chat page."""
@@ -60,7 +61,7 @@ class Finished(NamedTuple):
     """The result; `None` if there is none, or there are several."""
 
 
-Step: TypeAlias = TextStep | Activity | Failed | Finished
+Step: TypeAlias = TextStep | AgentStep | Activity | Failed | Finished
 
 
 class Answer:
@@ -68,6 +69,7 @@ class Answer:
 
     def __init__(self) -> None:
         self._text = AnswerText()
+        self._agents = AgentSteps()
         self._result_tasks: frozenset[str] = frozenset()
         self._outcome: Result | Failure | None = None
         self._is_withheld = False
@@ -77,6 +79,11 @@ class Answer:
         """The text so far."""
         return self._text.text
 
+    @property
+    def agent_steps(self) -> list[AgentStep]:
+        """What agents have done and was not retracted, oldest first."""
+        return self._agents.standing
+
     def apply(self, frame: AnyFrame) -> list[Step]:
         """Return what a client learns from a frame."""
         match frame:
@@ -84,11 +91,12 @@ class Answer:
                 self._result_tasks = frozenset(frame.result_tasks)
                 return [Activity(f"{name_instance(task)}: running") for task in frame.tasks if task.state == "running"]
             case Chunk():
-                return [*self._add_chunk(frame)]
+                return [*self._agents.add(frame, name_instance(frame)), *self._add_chunk(frame)]
             case Result() | Failure():
                 self._outcome = frame
             case Reset():
                 self._text.retract()
+                self._agents.retract()
                 self._outcome = None
             case End():
                 return self._finish(frame)
@@ -97,7 +105,8 @@ class Answer:
                 status = STATUS_OF_CLOSE_CODE.get(code, UNAVAILABLE)
                 return [Failed(frame.reason, f"stream_{code.name.lower()}", status, is_final=False)]
             case _:
-                return [Activity(text) for text in (describe_activity(frame),) if text]
+                steps = self._agents.add(frame, name_instance(frame)) if isinstance(frame, OutputFrame) else []
+                return [*steps, *[Activity(text) for text in (describe_activity(frame),) if text]]
         return []
 
     def _add_chunk(self, frame: Chunk) -> list[TextStep]:
@@ -154,16 +163,18 @@ def describe_activity(frame: AnyFrame) -> str | None:
     """Return a line about what a task does now; `None` if the frame is no news for people."""
     if isinstance(frame, Waiting):
         return None if frame.reason is None else WAITING_TEXTS.get(frame.reason, frame.reason.replace("_", " "))
-    if isinstance(frame, Progress | TaskTransition | InputFrame) and (text := _describe_event(frame)):
+    if isinstance(frame, OutputFrame | TaskTransition | InputFrame) and (text := _describe_event(frame)):
         return f"{name_instance(frame)}: {text}"
     return None
 
 
-def _describe_event(frame: Progress | TaskTransition | InputFrame) -> str | None:
+def _describe_event(frame: OutputFrame | TaskTransition | InputFrame) -> str | None:
     """Return what has happened to a task instance; `None` if it is no news for people."""
     match frame:
         case Progress():
             return None if frame.withheld or frame.value is msgspec.UNSET else frame.value.text
+        case ToolCall(value=ToolRequest() as request):
+            return f"calls {request.name}"
         case TaskTransition():
             return frame.state.replace("_", " ") if frame.state in ACTIVE_STATES else None
         case Input():
@@ -174,7 +185,7 @@ def _describe_event(frame: Progress | TaskTransition | InputFrame) -> str | None
             return None
 
 
-def name_instance(frame: Progress | TaskTransition | TaskInfo | InputFrame) -> str:
+def name_instance(frame: OutputFrame | TaskTransition | TaskInfo | InputFrame) -> str:
     """Return the name of a task instance, which is unique in its run."""
     index = "" if frame.map_index < 0 else f"[{frame.map_index}]"
     iteration = None if isinstance(frame, InputFrame) else frame.iteration

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+PARAGRAPH = "\n\n"
+"""What separates the messages of an agent."""
+
 
 class Append(NamedTuple):
     """The answer goes on with a text."""
@@ -89,7 +92,8 @@ class AnswerText:
         shown = self._shown if self._repeated < len(self._shown) else "".join(self._parts)
         self._parts, self._shown, self._repeated = [whole], "", 0
         self._waiting.clear()
-        if whole == shown:
+        # An agent returns its last message, and has streamed earlier ones before it: `authoring.pydantic_ai`.
+        if whole == shown or (whole and shown.endswith(PARAGRAPH + whole)):
             return []
         if whole.startswith(shown):
             return [Append(whole[len(shown) :])]

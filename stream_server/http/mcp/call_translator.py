@@ -19,7 +19,7 @@ from stream_server.http.mcp.requests import MODERN_VERSION, SESSION_VERSIONS
 from stream_server.http.mcp.results import build_result, build_text
 from stream_server.protocol.frames import AnyFrame, Close, End, Failure, Reset, Result, TaskTransition, Waiting
 from stream_server.protocol.input_frames import Input, InputAnswered, InputFrame
-from stream_server.protocol.output_frames import Progress
+from stream_server.protocol.output_frames import Progress, ToolCall
 from stream_server.protocol.schema import Json
 
 INPUT_KEY = "input"
@@ -108,7 +108,7 @@ class CallTranslator:
                 return self._close(frame)
             case Input() if self._can_ask(frame):
                 return self._report(frame) + self._ask(frame)
-            case Progress() | TaskTransition() | Waiting() | InputFrame():
+            case Progress() | ToolCall() | TaskTransition() | Waiting() | InputFrame():
                 if isinstance(frame, InputAnswered) and (frame.task_id, frame.map_index) == self._open_request:
                     self._open_request = None
                 return self._report(frame)

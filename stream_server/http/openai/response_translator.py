@@ -6,6 +6,7 @@ answer itself: those of the text are its length so far. They grow with each even
 
 from __future__ import annotations
 
+from stream_server.http.chat.agent_steps import Thought, ToolEnded, ToolStarted
 from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step
 from stream_server.http.chat.answer_text import Append, Restart
 from stream_server.http.openai.chunks import build_usage
@@ -55,7 +56,8 @@ class ResponseTranslator:
                 return self._append(step.text)
             case Restart():
                 return self._append(BREAK + step.text if self._text else step.text)
-            case Activity():
+            case Activity() | Thought() | ToolStarted() | ToolEnded():
+                # A client resumes with the number of an event, which follows from the length of the text alone.
                 return b""
             case Failed():
                 return self._fail(step)

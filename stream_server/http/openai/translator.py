@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stream_server.http.chat.agent_steps import AgentStep, Thought, ToolEnded, ToolStarted, describe_tool
 from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step
 from stream_server.http.chat.answer_text import Append, Restart
 from stream_server.http.openai.chunks import DONE, CompletionHead, build_error, build_usage, encode_event
@@ -27,6 +28,10 @@ class CompletionTranslator:
         self._head, self._includes_usage, self._shows_status = head, includes_usage, shows_status
         self._answer = Answer()
         self._last_activity = ""
+        self._has_reasoning = False
+        self._section: str | None = None
+        """Section of the thinking that was sent last; `None` after a tool call."""
+
         # With `include_usage`, each chunk has the member.
         self._members = {"usage": None} if includes_usage else {}
 
@@ -42,6 +47,8 @@ class CompletionTranslator:
                 return self._build_text(step.text)
             case Restart():
                 return self._build_text(BREAK + step.text)
+            case Thought() | ToolStarted() | ToolEnded():
+                return self._translate_agent_step(step)
             case Activity():
                 return self._build_status(step.text, is_done=False)
             case Failed():
@@ -54,6 +61,19 @@ class CompletionTranslator:
         end = self._head.build_chunk({}, "stop", **self._members)
         usage = self._head.build_usage_chunk(build_usage(step.value)) if self._includes_usage else b""
         return self._finish_status() + end + usage + DONE
+
+    def _translate_agent_step(self, step: AgentStep) -> bytes:
+        if isinstance(step, Thought):
+            return self._build_reasoning(step.section, step.text)
+        # Open WebUI has a line of status for it. `tool_calls` would make clients run the tool.
+        text = None if self._shows_status else describe_tool(step)
+        return b"" if text is None else self._build_reasoning(None, text)
+
+    def _build_reasoning(self, section: str | None, text: str) -> bytes:
+        """Return a part of what clients show as thinking, apart from the text: the convention of DeepSeek."""
+        continues = not self._has_reasoning or (section is not None and section == self._section)
+        self._has_reasoning, self._section = True, section
+        return self._head.build_chunk({"reasoning_content": text if continues else BREAK + text}, **self._members)
 
     def _build_text(self, text: str) -> bytes:
         return self._head.build_chunk({"content": text}, **self._members)

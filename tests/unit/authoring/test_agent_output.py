@@ -81,3 +81,35 @@ def test_outside_of_a_task_nothing_happens() -> None:
     emit_thinking("text")
     emit_tool_call("c1", "get_weather")
     emit_tool_result("c1")
+
+
+@pytest.mark.parametrize(
+    ("stored", "first"),
+    [
+        ({"try_number": 1, "index": 3, "items": [{"chunk": "a"}, {"chunk": "b"}]}, 5),
+        ({"try_number": 2, "index": 3, "items": [{"chunk": "a"}]}, 0),
+        (None, 0),
+        ("damaged", 0),
+    ],
+)
+@pytest.mark.parametrize("resumed", [True, False])
+def test_output_continues_when_a_try_is_resumed(
+    monkeypatch: pytest.MonkeyPatch, stored: object, first: int, resumed: bool
+) -> None:
+    batches: list[dict[str, Any]] = []
+    monkeypatch.setattr(output, "_push_xcom", lambda _task, batch: batches.append(batch))
+    monkeypatch.setattr("airflow.sdk.bases.xcom.BaseXCom.get_one", lambda **_key: stored)
+    task = SimpleNamespace(
+        id="try",
+        try_number=1,
+        task=SimpleNamespace(post_execute=None, on_failure_callback=None),
+        dag_id="d",
+        task_id="t",
+        run_id="r",
+        map_index=-1,
+        _ti_context_from_server=SimpleNamespace(next_method="resume" if resumed else None),
+    )
+    monkeypatch.setattr(output, "_running_task", lambda: task)
+    output.emit("c")
+    output.finish()
+    assert batches == [{"try_number": 1, "index": first if resumed else 0, "items": [{"chunk": "c"}]}]

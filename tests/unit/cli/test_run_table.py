@@ -8,6 +8,8 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from stream_server.cli.run_table import RunTable, describe_frame
+from stream_server.hub.redaction import redact
+from stream_server.protocol.examples import FRAMES
 from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import (
     AnyFrame,
@@ -23,7 +25,7 @@ from stream_server.protocol.frames import (
     TaskInfo,
     TaskTransition,
 )
-from stream_server.protocol.output_frames import Chunk, Progress, Report
+from stream_server.protocol.output_frames import Chunk, Progress, Report, Thinking, ToolCall, ToolResponse, ToolResult
 from support.builders import KEY, at
 
 RUN = KEY._asdict()
@@ -212,6 +214,24 @@ def test_describe_output_that_is_not_text_or_not_permitted() -> None:
     assert describe_frame(chunk(0, '{"a":1}', 2)) == 'answer [2] output: {"a":1}\n'
     assert describe_frame(chunk(0, None)) == "answer output: (not permitted)"
     assert describe_frame(progress(None, "searching")) == "answer: searching"
+
+
+def test_describe_what_an_agent_does() -> None:
+    frames = [wire.frame for wire in FRAMES if isinstance(wire.frame, Thinking | ToolCall | ToolResult)]
+    assert [describe_frame(frame) for frame in frames] == [
+        "answer thinks: The user asks for the weather.",
+        'answer calls get_weather {"city":"Paris"}',
+        'answer tool call c1 returned {"celsius":21}',
+        "answer tool call c1 failed: No such city",
+    ]
+    assert [describe_frame(frame) for frame in redact(frames[:3])] == [
+        "answer thinking: (not permitted)",
+        "answer tool_call: (not permitted)",
+        "answer tool_result: (not permitted)",
+    ]
+    result = ToolResponse(id="c1", result=Raw(b'"' + b"x" * 1000 + b'"'))
+    assert len(describe_frame(replace(frames[-1], value=result))) < 300
+    assert "calls get_weather" in render(snapshot(info("answer", "running")), frames[1])
 
 
 def test_counts_are_those_of_a_fresh_client_after_an_expansion() -> None:
