@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
-import httpx
+import msgspec
 
-from stream_server.client.errors import ConnectionLost, Refused, error_detail
-
-TIMEOUT_SECONDS = 60.0
-
-_HTTP_SCHEMES = {"ws": "http", "wss": "https"}
+from stream_server.client.async_client import AsyncClient
 
 
 async def answer_input(
@@ -46,20 +41,15 @@ async def answer_input(
         Refused: The request is not open any more (409), the caller may not answer it (403), or the answer is invalid.
         ConnectionLost: There was no response. The request may have been answered.
     """
-    names = (quote(name, safe="") for name in (dag_id, run_id, task_id))
-    path = "/api/v2/dags/{}/dagRuns/{}/taskInstances/{}/input".format(*names)
-    body: dict[str, Any] = {"chosen_options": [*chosen_options], "params_input": {**(params_input or {})}}
-    if asked_at is not None:
-        body["asked_at"] = asked_at
-    params = {"map_index": map_index, **({} if iteration is None else {"iteration": iteration})}
-    scheme, _, rest = (url if "://" in url else f"http://{url}").rstrip("/").partition("://")
-    base = f"{_HTTP_SCHEMES.get(scheme, scheme)}://{rest}"
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    try:
-        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, headers=headers) as client:
-            response = await client.post(base + path, params=params, json=body)
-    except httpx.HTTPError as error:
-        raise ConnectionLost(f"no response to the answer ({type(error).__name__}: {error})") from error
-    if not response.is_success:
-        raise Refused(response.status_code, error_detail(response.content))
-    return dict(response.json())
+    async with AsyncClient(url, token=token, patience=0) as client:
+        receipt = await client.answer(
+            dag_id,
+            run_id,
+            task_id,
+            chosen_options,
+            map_index=map_index,
+            iteration=iteration,
+            params_input=params_input,
+            asked_at=asked_at,
+        )
+    return dict(msgspec.to_builtins(receipt))

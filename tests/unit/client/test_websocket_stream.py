@@ -15,21 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
-from stream_server.client import (
-    ConnectionLost,
-    Message,
-    Refused,
-    StreamClosed,
-    TokenExpired,
-    _retry_delay_of_close,
-    _retry_delay_of_response,
-    follow,
-    is_temporary,
-    stream_url,
-)
+from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, TokenExpired, follow
+from stream_server.client.retries import is_temporary, parse_retry_after, retry_delay_of_close
+from stream_server.client.websocket_stream import stream_url
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import (
     AnyFrame,
@@ -200,7 +190,7 @@ async def test_a_close_frame_sets_the_retry_delay() -> None:
     ("retry_ms", "delay"), [(None, None), (0, 0.0), (150, 0.15), (10**12, 3600.0), (10**400, 3600.0)]
 )
 def test_the_retry_delay_of_a_close_is_at_most_an_hour(retry_ms: int | None, delay: float | None) -> None:
-    assert _retry_delay_of_close(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == delay
+    assert retry_delay_of_close(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == delay
 
 
 @pytest.mark.parametrize(
@@ -220,8 +210,7 @@ def test_the_retry_delay_of_a_close_is_at_most_an_hour(retry_ms: int | None, del
     ],
 )
 def test_the_retry_delay_of_a_refusal_is_at_most_an_hour(retry_after: str, delay: float | None) -> None:
-    fields = Headers({"Retry-After": retry_after})
-    assert _retry_delay_of_response(InvalidStatus(Response(503, "Service Unavailable", fields))) == delay
+    assert parse_retry_after(retry_after) == delay
 
 
 async def test_a_refusal_after_the_handshake_is_raised_too() -> None:

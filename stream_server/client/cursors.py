@@ -1,0 +1,51 @@
+"""Where a stream continues after a lost connection, and which frames the server sends twice then."""
+
+from __future__ import annotations
+
+import msgspec
+
+from stream_server.client.frames import UnknownFrame
+from stream_server.protocol.frame_members import Frame
+from stream_server.protocol.frames import Reset, Snapshot
+from stream_server.protocol.output_frames import OutputFrame
+
+
+class _FrameCursor(msgspec.Struct):
+    """The cursor of a frame, without the rest of it."""
+
+    cursor: str | None = None
+
+
+_cursor_decoder = msgspec.json.Decoder(_FrameCursor)
+
+
+class ResumeState:
+    """The last cursor of a stream, and the frames after it."""
+
+    def __init__(self, cursor: str | None = None) -> None:
+        self.cursor = cursor
+        # Frames after the cursor: the server sends them again if the connection is lost now.
+        self._seen_since_cursor: set[tuple[object, ...]] = set()
+
+    def record_if_new(self, frame: Frame | UnknownFrame, text: str | bytes) -> bool:
+        """Record a frame and its JSON text. Return false if it is a repetition."""
+        identity = identity_of(frame)
+        is_new = identity not in self._seen_since_cursor
+        if identity is not None:
+            self._seen_since_cursor.add(identity)
+        if isinstance(frame, (Reset, Snapshot)):
+            self._seen_since_cursor.clear()
+        cursor = _cursor_decoder.decode(text).cursor
+        if cursor is not None:
+            self.cursor = cursor
+            self._seen_since_cursor.clear()
+        return is_new
+
+
+def identity_of(frame: Frame | UnknownFrame) -> tuple[object, ...] | None:
+    """Return a key that identifies a frame in its stream; `None` for frames that may repeat."""
+    if isinstance(frame, OutputFrame):
+        # Not by `seq`: a row of the journal may contain several, and the output of a try may be recorded twice.
+        return frame.task_id, frame.map_index, frame.iteration, frame.try_number, frame.index
+    seq = getattr(frame, "seq", None)
+    return None if seq is None else (getattr(frame, "type", type(frame)), seq)
