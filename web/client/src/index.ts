@@ -1,3 +1,4 @@
+export type { AgentPart } from "./agent_parts.js"
 export { createClient } from "./client.js"
 export { StreamError, type StreamErrorCode } from "./errors.js"
 export {
@@ -28,6 +29,11 @@ export {
   type Snapshot,
   type TaskInfo,
   type TaskTransition,
+  type Thinking,
+  type ToolCall,
+  type ToolRequest,
+  type ToolResponse,
+  type ToolResult,
   type Waiting,
 } from "./protocol/frames.js"
 export { createRandomId } from "./random_id.js"

@@ -4,10 +4,12 @@
 // would grow with the DAG. So a new view has the details of an earlier one, and a list of the frames since then. They are
 // applied when the details are read, all at once.
 
-import type { Chunk, Progress, TaskInfo, TaskTransition } from "./protocol/frames.js"
+import { applyAgentFrame } from "./agent_parts.js"
+import type { Chunk, Progress, TaskInfo, TaskTransition, Thinking, ToolCall, ToolResult } from "./protocol/frames.js"
 import type { RunView, TaskOutput } from "./run_view.js"
 
-type Detail = TaskTransition | Chunk | Progress
+type OutputFrame = Chunk | Progress | Thinking | ToolCall | ToolResult
+type Detail = TaskTransition | OutputFrame
 
 type Details = Required<Pick<RunView, "tasks" | "earlierIterations" | "counts" | "indexesAboveGap" | "output">>
 type Facts = Omit<RunView, keyof Details>
@@ -229,7 +231,7 @@ function applyInstance(before: TaskInfo | undefined, frame: TaskTransition): Tas
   }
 }
 
-function applyOutput({ output }: Drafts, frame: Chunk | Progress): void {
+function applyOutput({ output }: Drafts, frame: OutputFrame): void {
   const { task_id, map_index, try_number: tryNumber, iteration: ofFrame } = frame
   const iteration = ofFrame ?? undefined
   const key = taskKey(task_id, map_index)
@@ -252,11 +254,14 @@ function applyOutput({ output }: Drafts, frame: Chunk | Progress): void {
   output.set(key, appendOutput(current, frame))
 }
 
-function appendOutput(before: TaskOutput, frame: Chunk | Progress): TaskOutput {
+function appendOutput(before: TaskOutput, frame: OutputFrame): TaskOutput {
   if (frame.withheld) return { ...before, withheld: true }
   if (frame.type === "progress") {
     const { fraction = null, text = null } = frame.value ?? {}
     return { ...before, progress: { fraction, text } }
+  }
+  if (frame.type !== "chunk") {
+    return { ...before, agent: applyAgentFrame(before.agent ?? [], frame, before.text.length) }
   }
   const text = typeof frame.value === "string" ? before.text + frame.value : before.text
   return { ...before, blocks: appendChunk(before.blocks, frame.value), text }

@@ -1,6 +1,7 @@
 // The view of a run: its frames, folded into one object. Pure: a view is immutable plain JSON; each frame creates a new one
 // in constant time (run_details.ts).
 
+import type { AgentPart } from "./agent_parts.js"
 import type {
   End,
   Failure,
@@ -28,6 +29,8 @@ export interface TaskOutput {
   readonly text: string
   /** The last progress that it reported. */
   readonly progress: { readonly fraction: number | null; readonly text: string | null } | null
+  /** Thinking and tool calls of an AI agent, oldest first; absent if there are none. */
+  readonly agent?: readonly AgentPart[]
   /** Whether it has emitted values that the caller may not read. */
   readonly withheld: boolean
 }
@@ -123,6 +126,9 @@ export function reduce(view: RunView, frame: Frame): RunView {
       return applyInput(frame.type === "task" ? addDetail(view, frame) : view, frame)
     case "chunk":
     case "progress":
+    case "thinking":
+    case "tool_call":
+    case "tool_result":
       return addDetail(view, frame)
     case "run":
       return changeFacts(view, { run: applyRun(view.run, frame) })

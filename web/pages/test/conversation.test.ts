@@ -10,6 +10,7 @@ import {
   toAnswer,
   updateTurn,
 } from "../src/chat/conversation.js"
+import { toAgentSteps } from "../src/components/agentSteps.js"
 import { getRunningProgress } from "../src/run/taskProgress.js"
 
 let lastId = 0
@@ -93,4 +94,30 @@ test("progress is shown for running tasks only", () => {
     output: { search: at("searching"), answer: at("writing"), other: output("no progress") },
   })
   expect(getRunningProgress(runView)).toEqual([["answer", { fraction: 0.5, text: "writing" }]])
+})
+
+test("the steps of an agent are short texts", () => {
+  const agent = [
+    { kind: "thinking", text: "Hm.", textOffset: 0 },
+    { kind: "tool", id: "c1", name: "look", arguments: {}, state: "running", result: null, error: null, textOffset: 0 },
+    {
+      kind: "tool",
+      id: "c2",
+      name: null,
+      arguments: null,
+      state: "done",
+      result: "x".repeat(9_000),
+      error: null,
+      textOffset: 0,
+    },
+    { kind: "tool", id: "c3", name: "get", arguments: "{", state: "failed", result: null, error: "No.", textOffset: 0 },
+  ] as const
+  const steps = toAgentSteps(view({ output: { answer: { ...output(""), agent }, other: output("text") } }))
+  expect(steps.map(({ task, title, state, input, text }) => [task, title, state, input, text.slice(0, 10)])).toEqual([
+    ["answer", "Thinking", "done", null, "Hm."],
+    ["answer", "look", "running", "{}", ""],
+    ["answer", "A tool", "done", "null", "xxxxxxxxxx"],
+    ["answer", "get", "failed", "{", "No."],
+  ])
+  expect(steps[2]?.text.length).toBe(4_001)
 })

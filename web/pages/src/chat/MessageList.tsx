@@ -1,5 +1,6 @@
 import type { RunView } from "airflow-stream-client"
 import { useEffect, useRef } from "react"
+import { AgentSteps } from "../components/AgentSteps.js"
 import { InputForms } from "../components/InputForms.js"
 import { StateLabel } from "../components/StateLabel.js"
 import { buildRunPagePath } from "../routes.js"
@@ -50,6 +51,7 @@ function AnswerMessage({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { 
   const { answer, runId } = turn
   return (
     <div className="message by-dag" data-answer={answer.kind}>
+      <AgentSteps steps={turn.steps ?? []} />
       {answer.text !== "" && <p className="text">{answer.text}</p>}
       {answer.kind === "coming" && <RunSteps view={view} isWaiting={answer.text === ""} />}
       {answer.kind === "coming" && <InputForms view={view} />}

@@ -1,6 +1,7 @@
 // A conversation as plain JSON, which is stored across reloads. Pure.
 
 import type { Bookmark, Output, RunStatus, RunView } from "airflow-stream-client"
+import type { AgentStep } from "../components/agentSteps.js"
 import { describeFailure, describeMissingOutcome } from "../run/failureText.js"
 
 /** One question and its answer. */
@@ -12,6 +13,8 @@ export interface Turn {
   /** `null` until the run is triggered. */
   readonly runId: string | null
   readonly answer: Answer
+  /** What AI agents have done for the answer; absent in conversations of earlier versions. */
+  readonly steps?: readonly AgentStep[]
   /** Where to resume the stream of the answer. */
   readonly bookmark: Bookmark | null
 }

@@ -1,6 +1,7 @@
 import { EMPTY_VIEW, type RunStatus, type RunStream, type RunView, type StreamState } from "airflow-stream-client"
 import { useCallback, useEffect, useMemo, useState } from "react"
 import { getClient } from "../api/streamClient.js"
+import { toAgentSteps } from "../components/agentSteps.js"
 import { requireSignIn, useSignInState } from "../session/signInState.js"
 import {
   type Answer,
@@ -43,7 +44,7 @@ export function useChat(dagId: string): Chat {
     const unsubscribe = stream.subscribe((status) => {
       setCurrent({ state: status.state, view: status.view })
       if (status.error?.code === "unauthenticated") requireSignIn(status.error.message)
-      else change({ answer: toAnswer(status), bookmark: stream.bookmark })
+      else change({ answer: toAnswer(status), steps: toAgentSteps(status.view), bookmark: stream.bookmark })
     })
     return () => {
       unsubscribe()

@@ -1,4 +1,6 @@
 import type { Outcome, RunView } from "airflow-stream-client"
+import { AgentSteps } from "../components/AgentSteps.js"
+import { toAgentSteps } from "../components/agentSteps.js"
 import { describeFailure, describeMissingOutcome, describeTask } from "./failureText.js"
 import { getRunningProgress } from "./taskProgress.js"
 import type { TaskRow } from "./taskRows.js"
@@ -18,6 +20,7 @@ export function OutcomeCard({ view, isOver, rows }: Props) {
         <h2 id="outcome">{TITLES[outcome.kind]}</h2>
         {outcome.kind !== "pending" && !isOver && <span className="aside">{describeProgress(rows)}</span>}
       </div>
+      <AgentSteps steps={toAgentSteps(view)} />
       <div aria-live="polite">
         {outcome.kind === "pending" ? (
           <PendingOutcome view={view} />

@@ -47,7 +47,7 @@ export function useRun(dagId: string, runId: string): WatchedRun {
       return isLarge ? RENDER_INTERVAL_OF_LARGE_DAGS_MS : RENDER_INTERVAL_MS
     })
     const update = (status: RunStatus, newFrames: readonly Frame[]) => {
-      const events = newFrames.filter(({ type }) => type !== "chunk" && type !== "progress")
+      const events = newFrames.filter((frame) => !("index" in frame))
       latest.current = addFrames(latest.current, status, events)
       bookmark.current = stream.bookmark ?? bookmark.current
       throttle.request()
