@@ -1,8 +1,9 @@
 """The cost of calls that wait for a result, and how soon they return: `make bench-waiters`.
 
-Each waits at `…/result` for a run of its own. While nothing happens, pg_stat_statements counts the server's queries
-with one call, and with all: the difference is their cost. Then the values of the runs are pushed one
-by one, each timed from just before its COMMIT is sent to the first byte of the response, by one clock in one process.
+Each waits for a run of its own, at `…/result`, or with `--calls mcp` as a call of a tool at `/mcp`. While nothing
+happens, pg_stat_statements counts the server's queries with one call, and with all: the difference is their cost. Then
+the values of the runs are pushed one by one, each timed from just before its COMMIT is sent to the first byte of the
+response, by one clock in one process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import resource
 import statistics
 import sys
@@ -22,11 +24,14 @@ from urllib.parse import quote, urlsplit
 import asyncpg
 import uvloop
 from rich.console import Console
+from typing_extensions import override
 
 from bench.testbed import Testbed, raise_on_sigterm, running_testbed
 from stream_server.cli.demo.postgres import SUPERUSER
 from stream_server.cli.demo.template_cluster import ROLE
 from stream_server.domain.run_state import RunKey
+from stream_server.http.mcp.references import build_run_uri
+from stream_server.http.mcp.tools import WAIT_TOOL
 from support.airflow_sql import AirflowSql
 
 TARGET_MS = 100.0
@@ -35,17 +40,23 @@ TARGET_MS = 100.0
 DEADLINE = 60.0
 
 
-class ResultCall(asyncio.Protocol):
-    """One call of `…/result`, parsed by hand: a client library would add to the measured time."""
+class WaitingCall(asyncio.Protocol):
+    """One call, parsed by hand: a client library would add to the measured time."""
 
     def __init__(self, key: RunKey, host: str) -> None:
-        self._request = (
-            f"GET /api/v2/dags/{key.dag_id}/dagRuns/{quote(key.run_id, safe='')}/result?timeout=10m HTTP/1.1\r\n"
-            f"Host: {host}\r\n\r\n"
-        )
+        self._request = self.build_request(key, host)
         self._received = b""
         self.answered = asyncio.get_running_loop().create_future()
-        """Resolves to when the answer came, and the outcome."""
+        """Resolves to when the answer came, and the outcome with its values."""
+
+    @staticmethod
+    def build_request(key: RunKey, host: str) -> str:
+        raise NotImplementedError
+
+    @staticmethod
+    def read_answer(received: bytes) -> tuple[str, Any] | None:
+        """Return the outcome and its values; `None` if they have not come yet."""
+        raise NotImplementedError
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's.
@@ -54,20 +65,69 @@ class ResultCall(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         at = time.monotonic()
         self._received += data
-        head, _, body = self._received.partition(b"\r\n\r\n")
-        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        if len(body) == length and not self.answered.done():
-            self.answered.set_result((at, json.loads(body)))
+        answer = None if self.answered.done() else self.read_answer(self._received)
+        if answer is not None:
+            self.answered.set_result((at, answer))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.answered.done():
             self.answered.set_exception(exc or ConnectionError("The server has closed the connection"))
 
 
+class ResultCall(WaitingCall):
+    """A call of `…/result`."""
+
+    @staticmethod
+    @override
+    def build_request(key: RunKey, host: str) -> str:
+        return (
+            f"GET /api/v2/dags/{key.dag_id}/dagRuns/{quote(key.run_id, safe='')}/result?timeout=10m HTTP/1.1\r\n"
+            f"Host: {host}\r\n\r\n"
+        )
+
+    @staticmethod
+    @override
+    def read_answer(received: bytes) -> tuple[str, Any] | None:
+        head, _, body = received.partition(b"\r\n\r\n")
+        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        if len(body) != length:
+            return None
+        answer = json.loads(body)
+        return answer["outcome"], answer.get("results")
+
+
+class ToolCall(WaitingCall):
+    """A call of the tool `wait_for_dag_run`, which waits as one of a DAG does, and needs no Airflow."""
+
+    @staticmethod
+    @override
+    def build_request(key: RunKey, host: str) -> str:
+        params = {"name": WAIT_TOOL, "arguments": {"run": build_run_uri(key)}}
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+        return (
+            f"POST /mcp HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        )
+
+    @staticmethod
+    @override
+    def read_answer(received: bytes) -> tuple[str, Any] | None:
+        found = re.search(rb"data: (\{.*\})\n\n", received)
+        if found is None:
+            return None
+        result = json.loads(found[1])["result"]
+        value = result["content"][0]["text"]
+        return ("error", value) if result.get("isError") else ("result", {"answer": int(value)})
+
+
+CALLS: dict[str, type[WaitingCall]] = {"result": ResultCall, "mcp": ToolCall}
+
+
 @dataclass(frozen=True)
 class Figures:
     """The figures."""
 
+    calls: str
     waiters: int
     idle_s: float
     queries_of_one: dict[str, int]
@@ -98,6 +158,7 @@ class Figures:
         ordered = sorted(self.milliseconds)
         return {
             "benchmark": "waiters",
+            "calls": self.calls,
             "waiters": self.waiters,
             "idle_s": self.idle_s,
             "calls_of_one": sum(self.queries_of_one.values()),
@@ -123,13 +184,16 @@ def main() -> int:
     parser.add_argument("--waiters", type=int, default=500, help="(default: %(default)d)")
     parser.add_argument("--idle", type=float, default=5.0, help="seconds of quiet (default: %(default)g)")
     parser.add_argument("--rate", type=float, default=50.0, help="answers per second (default: %(default)g)")
+    parser.add_argument("--calls", choices=CALLS, default="result", help="(default: %(default)s)")
     options = parser.parse_args()
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     counting = {"shared_preload_libraries": "pg_stat_statements"}
     # Work at long intervals would fall into one of the spans and not into the other.
-    with raise_on_sigterm(), running_testbed(counting, check_interval="1h", retention="0") as running:
-        figures = uvloop.run(_measure(running, options.waiters, options.idle, options.rate))
+    # Only calls of a DAG's tool send requests to Airflow.
+    settings = {"check_interval": "1h", "retention": "0", "mcp_wait": "10m", "airflow_url": "http://127.0.0.1:9"}
+    with raise_on_sigterm(), running_testbed(counting, auth="none", **settings) as running:
+        figures = uvloop.run(_measure(running, options.calls, options.waiters, options.idle, options.rate))
     console = Console(stderr=True)
     for miss in figures.misses():
         console.print(f"[bold red]missed:[/] {miss}", highlight=False)
@@ -137,18 +201,18 @@ def main() -> int:
     return 0
 
 
-async def _measure(running: Testbed, count: int, idle: float, rate: float) -> Figures:
+async def _measure(running: Testbed, calls: str, count: int, idle: float, rate: float) -> Figures:
     keys = [RunKey("waiters", f"run_{number:04}") for number in range(count)]
     counter = await asyncpg.connect(running.database_url.replace(f"//{ROLE}@", f"//{SUPERUSER}@"))
     try:
         async with AirflowSql.open(running.database_url) as airflow:
             await counter.execute("CREATE EXTENSION pg_stat_statements")
             await _add_runs(airflow, keys)
-            first = await _open_calls(running, keys[:1])
+            first = await _open_calls(running, calls, keys[:1])
             await _wait_until_loaded(counter)
             queries_of_one = await _count_queries(counter, idle)
             used = [running.server_seconds()]
-            waiters = first + await _open_calls(running, keys[1:])
+            waiters = first + await _open_calls(running, calls, keys[1:])
             await _wait_until_loaded(counter)
             used.append(running.server_seconds())
             queries_of_all = await _count_queries(counter, idle)
@@ -160,12 +224,13 @@ async def _measure(running: Testbed, count: int, idle: float, rate: float) -> Fi
         await counter.close()
     expected = [("result", {"answer": number}) for number in range(count)]
     return Figures(
+        calls=calls,
         waiters=count,
         idle_s=idle,
         queries_of_one=queries_of_one,
         queries_of_all=queries_of_all,
         milliseconds=[1000 * (at - sent) for (at, _), sent in zip(answers, committed, strict=True)],
-        wrong=sum((a["outcome"], a.get("results")) != e for (_, a), e in zip(answers, expected, strict=True)),
+        wrong=sum(a != e for (_, a), e in zip(answers, expected, strict=True)),
         opening_cpu_s=used[1] - used[0],
         idle_cpu_s=used[2] - used[1],
         answering_cpu_s=used[3] - used[2],
@@ -180,12 +245,12 @@ async def _add_runs(airflow: AirflowSql, keys: Sequence[RunKey]) -> None:
         await airflow.start_task(key, "answer")
 
 
-async def _open_calls(running: Testbed, keys: Sequence[RunKey]) -> list[ResultCall]:
+async def _open_calls(running: Testbed, calls: str, keys: Sequence[RunKey]) -> list[WaitingCall]:
     """Open calls; return when the server serves all of them."""
     parts = urlsplit(running.server_url)
     assert parts.hostname is not None
     loop = asyncio.get_running_loop()
-    waiters = [ResultCall(key, parts.netloc) for key in keys]
+    waiters = [CALLS[calls](key, parts.netloc) for key in keys]
     for waiter in waiters:
         await loop.create_connection(lambda waiter=waiter: waiter, parts.hostname, parts.port or 80)  # type: ignore[misc]
     return waiters

@@ -25,7 +25,7 @@ SMALLEST: dict[str, list[str]] = {
     "bench-long-transactions": ["ARGS=--reads 20 --rounds 1 --rows 1000"],
     "bench-migration": ["ARGS=--instances 2000 --rounds 1"],
     "bench-own-runs": ["ARGS=--clients 50 --rate 50 --seconds 1 --profile 0.5"],
-    "bench-waiters": ["ARGS=--waiters 10 --idle 1"],
+    "bench-waiters": ["ARGS=--waiters 10 --idle 1 --calls mcp"],
     "bench-workers": ["ARGS=--workers 2 --rate 20 --seconds 1 --rounds 1 --connections 10"],
     "check-api": ["EXAMPLES=1"],
     "check-clients": ["MINUTES=0.1", "ARGS=--clients 50"],
