@@ -10,6 +10,7 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from support.browser_session import BrowserSession, open_browser
+from support.chromium import running_chromium
 from support.system_programs import find_or_install
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -19,6 +20,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def chromium() -> str:
     """Path of Chromium on PATH. As root, Debian's package is installed if there is none."""
     return find_or_install("chromium", *NAMES)
+
+
+@pytest.fixture(scope="session")
+def chromium_address(chromium: str) -> Iterator[str]:
+    """Address of a Chromium of this session, for `connect_to_chromium`."""
+    with running_chromium(chromium) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +47,8 @@ def rest(stack: DemoStack) -> Iterator[AirflowRestClient]:
 
 @pytest.fixture
 async def browser(
-    chromium: str, auth_server: StreamServerProcess, rest: AirflowRestClient
+    chromium_address: str, auth_server: StreamServerProcess, rest: AirflowRestClient
 ) -> AsyncIterator[BrowserSession]:
     """A browser session of a signed-in admin of Airflow."""
-    async with open_browser(chromium, auth_server.url, rest.token) as visitor:
+    async with open_browser(chromium_address, auth_server.url, rest.token) as visitor:
         yield visitor

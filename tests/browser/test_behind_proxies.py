@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright
 
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.certificate import make_certificate
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.reverse_proxies import PROXIES, Backends, reverse_proxy
 from support.server import running_server
 from support.streams import stream_path
@@ -38,14 +37,18 @@ PROTOCOL = "() => performance.getEntriesByType('navigation')[0].nextHopProtocol"
 
 @pytest.mark.parametrize("name", PROXIES)
 async def test_a_browser_opens_many_streams_of_one_host(
-    name: str, chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, tmp_path: Path
+    name: str,
+    chromium_address: str,
+    airflow: AirflowSql,
+    settings: Callable[..., Settings],
+    run: RunKey,
+    tmp_path: Path,
 ) -> None:
     async with running_server(settings()) as server:
         await eventually_async(lambda: server.hub.is_live)
         with reverse_proxy(name, Backends(server.url, server.url), make_certificate(tmp_path)) as proxy:
             async with (
-                async_playwright() as playwright,
-                await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+                connect_to_chromium(chromium_address) as browser,
             ):
                 page = await browser.new_page(ignore_https_errors=True)
                 await page.goto(f"{proxy.url}/health")

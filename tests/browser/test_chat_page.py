@@ -102,9 +102,9 @@ async def test_an_answer_can_be_stopped(browser: BrowserSession, rest: AirflowRe
 
 
 async def test_a_signed_out_user_signs_in_and_continues(
-    chromium: str, auth_server: StreamServerProcess, stack: DemoStack
+    chromium_address: str, auth_server: StreamServerProcess, stack: DemoStack
 ) -> None:
-    async with open_browser(chromium, auth_server.url) as visitor:
+    async with open_browser(chromium_address, auth_server.url) as visitor:
         page = await visitor.open(CHAT)
         await expect(page.get_by_role("heading", name="Sign in to Airflow")).to_be_focused()
         await visitor.save_screenshots(page, "sign-in")

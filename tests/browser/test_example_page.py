@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import expect
 
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.server import running_server
 from support.static_files import serve_directory
 from support.waiting import eventually_async
@@ -20,13 +20,12 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 async def test_the_page_shows_a_run_live(
-    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+    chromium_address: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     with serve_directory(EXAMPLES) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
-            async_playwright() as playwright,
-            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+            connect_to_chromium(chromium_address) as browser,
         ):
             await eventually_async(lambda: server.hub.is_live)
             page = await browser.new_page()
@@ -44,13 +43,12 @@ async def test_the_page_shows_a_run_live(
 
 
 async def test_a_page_of_another_origin_gets_nothing(
-    chromium: str, settings: Callable[..., Settings], run: RunKey
+    chromium_address: str, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     with serve_directory(EXAMPLES) as origin:
         async with (
             running_server(settings(cors_origins=("https://app.example.com",))) as server,
-            async_playwright() as playwright,
-            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+            connect_to_chromium(chromium_address) as browser,
         ):
             await eventually_async(lambda: server.hub.is_live)
             page = await browser.new_page()

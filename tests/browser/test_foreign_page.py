@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.server import running_server
 from support.static_files import serve_directory
 from support.streams import stream_path
@@ -57,7 +57,7 @@ async def open_everything(page: Page, server: str) -> Any:
 
 
 async def test_cookies_alone_open_nothing_for_a_foreign_page(
-    chromium: str, settings: Callable[..., Settings], airflow: AirflowSql, stub: AirflowStub
+    chromium_address: str, settings: Callable[..., Settings], airflow: AirflowSql, stub: AirflowStub
 ) -> None:
     ada = CallerPermissions(unsigned_jwt(sub="ada", exp=time.time() + 3600))
     stub.instead = StubPermissions(ada)
@@ -66,8 +66,7 @@ async def test_cookies_alone_open_nothing_for_a_foreign_page(
         configured = settings(airflow_url=stub.url, cors_origins=(friendly,))
         async with (
             running_server(configured) as server,
-            async_playwright() as playwright,
-            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+            connect_to_chromium(chromium_address) as browser,
         ):
             await eventually_async(lambda: server.hub.is_live)
             context = await browser.new_context()

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support import node
 from support.airflow_sql import AirflowSql
 from support.airflow_stub_fixtures import ANSWER
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.server import running_server
 from support.static_files import serve_directory
 from support.streams import EVENT_NAMES, Frame, states, stream_path, types
@@ -32,14 +32,13 @@ async def received(page: Page, kind: str) -> list[Frame]:
 
 @pytest.mark.parametrize("client", ["EventSource", "fetch-event-source"])
 async def test_browsers_follow_a_run_across_a_cut_connection_to_its_end(
-    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, client: str
+    chromium_address: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, client: str
 ) -> None:
     with serve_directory(node.installed_clients()) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
             TcpProxy.listen(urlsplit(server.url).port) as proxy,
-            async_playwright() as playwright,
-            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+            connect_to_chromium(chromium_address) as browser,
         ):
             await eventually_async(lambda: server.hub.is_live)
             page = await browser.new_page()

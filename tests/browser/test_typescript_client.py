@@ -7,14 +7,14 @@ from collections.abc import Callable
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.async_api import BrowserContext, Page, async_playwright, expect
+from playwright.async_api import BrowserContext, Page, expect
 
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support import typescript
 from support.airflow_sql import AirflowSql
 from support.airflow_stub_fixtures import ANSWER
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.server import running_server
 from support.static_files import serve_directory
 from support.streams import states
@@ -34,15 +34,14 @@ async def tab(context: BrowserContext, origin: str, run: RunKey, **client: objec
 
 
 async def test_tabs_share_one_connection_and_another_tab_takes_over(
-    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+    chromium_address: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     typescript.build_client()
     with serve_directory(typescript.WEB) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
             TcpProxy.listen(urlsplit(server.url).port) as proxy,
-            async_playwright() as playwright,
-            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+            connect_to_chromium(chromium_address) as browser,
         ):
             await eventually_async(lambda: server.hub.is_live)
             context = await browser.new_context()
@@ -66,15 +65,14 @@ async def test_tabs_share_one_connection_and_another_tab_takes_over(
 
 @pytest.mark.parametrize("transport", ["sse", "websocket", "multiplex"])
 async def test_a_page_follows_a_run_across_a_cut_connection(
-    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, transport: str
+    chromium_address: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, transport: str
 ) -> None:
     typescript.build_client()
     with serve_directory(typescript.WEB) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
             TcpProxy.listen(urlsplit(server.url).port) as proxy,
-            async_playwright() as playwright,
-            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+            connect_to_chromium(chromium_address) as browser,
         ):
             await eventually_async(lambda: server.hub.is_live)
             context = await browser.new_context()

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 from starlette.responses import JSONResponse, Response
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
@@ -22,7 +22,7 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.airflow_stub_fixtures import wait_for_cancellation_decision
 from support.chat_runs import ask_human, begin_answer, fail_answer, retry_answer
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.server import RunningServer, running_server
 from support.static_files import serve_directory
 from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
@@ -88,10 +88,9 @@ class Chat(ChatPage):
 
 
 @asynccontextmanager
-async def open_browser_page(chromium: str, origin: str, api: str, key: str) -> AsyncIterator[Page]:
+async def open_browser_page(chromium_address: str, origin: str, api: str, key: str) -> AsyncIterator[Page]:
     async with (
-        async_playwright() as playwright,
-        await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        connect_to_chromium(chromium_address) as browser,
     ):
         page = await browser.new_page()
         await page.goto(f"{origin}/?{urlencode({'api': api, 'key': key, 'chat': 'c1'})}")
@@ -108,7 +107,7 @@ def make_settings(
 
 @pytest.fixture
 async def open_chat(
-    chromium: str,
+    chromium_address: str,
     airflow: AirflowSql,
     permissions: StubPermissions,
     origin: str,
@@ -125,7 +124,7 @@ async def open_chat(
         ):
             await eventually_async(lambda: server.hub.is_live)
             api = f"http://127.0.0.1:{proxy.port}/api/v2/dags/chat/chat{query}"
-            async with open_browser_page(chromium, origin, api, permissions.callers[caller].token) as page:
+            async with open_browser_page(chromium_address, origin, api, permissions.callers[caller].token) as page:
                 yield Chat(page, server, proxy)
 
     return open_page
@@ -254,13 +253,13 @@ async def test_a_user_without_rights_gets_an_error_and_no_answer(
 
 
 async def test_a_real_airflow_streams_an_answer_until_it_is_stopped(
-    chromium: str, stack: DemoStack, rest: AirflowRestClient, origin: str
+    chromium_address: str, stack: DemoStack, rest: AirflowRestClient, origin: str
 ) -> None:
     server = stack.add_server(options=["--auth", "airflow", "--cors-origin", origin])
     await asyncio.to_thread(server.start)
     try:
         api = f"{server.url}/api/v2/dags/slow_chat/chat"
-        async with open_browser_page(chromium, origin, api, rest.token) as page:
+        async with open_browser_page(chromium_address, origin, api, rest.token) as page:
             chat = ChatPage(page)
             await chat.ask("count 500")
             await expect(page.locator(".assistant .text")).to_contain_text("2 3 4", timeout=3 * SECONDS)

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import BrowserContext, ConsoleMessage, Page, async_playwright
+from playwright.async_api import BrowserContext, ConsoleMessage, Page
 
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.skipping import skip_or_fail
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,17 +128,16 @@ class BrowserSession:
 
 
 @asynccontextmanager
-async def open_browser(chromium: str, url: str, token: str | None = None) -> AsyncIterator[BrowserSession]:
-    """Start a browser; at the end, check that no page had an error or violated its CSP.
+async def open_browser(chromium_address: str, url: str, token: str | None = None) -> AsyncIterator[BrowserSession]:
+    """Open a session; at the end, check that no page had an error or violated its CSP.
 
     Args:
-        chromium: Path of the program.
+        chromium_address: As in `support.chromium`.
         url: URL of the server.
         token: Airflow token of a signed-in user.
     """
     async with (
-        async_playwright() as playwright,
-        await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        connect_to_chromium(chromium_address) as browser,
     ):
         context = await browser.new_context()
         context.set_default_timeout(60_000)
