@@ -142,7 +142,13 @@ MUTANTS = (
     ),
     _hub("slow client is never disconnected", "subscription", "> self._limit and not", "> 10**12 and not"),
     _hub("shared queue is changed", "subscription", "if self._is_shared or not isinstance", "if not isinstance"),
-    _hub("chunks are not redacted", "redaction", "return replace(frame, value=UNSET, withheld=True)", "return frame"),
+    Mutant(
+        "chunks are not redacted",
+        "stream_server/hub/redaction.py",
+        "return replace(frame, value=UNSET, withheld=True)",
+        "return frame",
+        ("tests/unit/hub/test_redaction.py",),
+    ),
     Mutant(
         "cursor of a lost history is accepted",
         "stream_server/hub/hub.py",
