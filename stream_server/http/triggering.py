@@ -51,7 +51,7 @@ class KeyClaim(NamedTuple):
     """Whether the run had existed before the key was used."""
 
     request: bytes
-    """Digest of the request."""
+    """Digest of the request, or what a renewal of the claim has put in its place."""
 
 
 class TriggeredRun(NamedTuple):

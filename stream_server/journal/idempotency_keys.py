@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import NamedTuple
 
 from stream_server.journal.run_store import RunStore
+
+RENEWAL_BYTES = 8
 
 
 class ClaimedRun(NamedTuple):
@@ -39,7 +42,7 @@ class IdempotencyKeys:
         async with self._run_store.acquire_connection() as (connection, queries):
             row = await connection.fetchrow(queries["claim_run"], key, request, run_id, lifetime)
         assert row is not None, "the function returns one row"
-        return ClaimedRun(row["claimed_run"], row["claimed_for"] == request, row["first"])
+        return ClaimedRun(row["claimed_run"], row["claimed_for"].startswith(request), row["first"])
 
     async def replace_run(self, key: bytes, request: bytes, run_id: str, lifetime: float) -> None:
         """Claim a run for a key that may have another run. Of concurrent calls, the last one has the claim."""
@@ -52,11 +55,38 @@ class IdempotencyKeys:
                     return
                 await connection.execute(queries["release_run"], key, row["claimed_run"])
 
-    async def limit_claim(self, key: bytes, request: bytes, run_id: str, lifetime: float) -> None:
-        """Let the claim of a run expire after `lifetime` seconds. The claim of another run stays as it is."""
+    async def renew_claim(self, key: bytes, request: bytes, run_id: str, lifetime: float) -> bytes:
+        """Let the claim of a run expire after `lifetime` seconds. The claim of another run stays as it is.
+
+        Returns:
+            What the claim has instead of the digest of the request from now on, for `limit_claim`.
+        """
+        renewal = request + secrets.token_bytes(RENEWAL_BYTES)
         async with self._run_store.acquire_connection() as (connection, queries), connection.transaction():
-            await connection.execute(queries["release_run"], key, run_id)
-            await connection.execute(queries["claim_run"], key, request, run_id, lifetime)
+            while True:
+                # As in `replace_run`.
+                row = await connection.fetchrow(queries["claim_run"], key, renewal, run_id, lifetime)
+                assert row is not None, "the function returns one row"
+                if row["first"] or row["claimed_run"] != run_id:
+                    return renewal
+                await connection.execute(queries["release_run"], key, run_id)
+
+    async def limit_claim(self, key: bytes, request: bytes, run_id: str, lifetime: float) -> None:
+        """Let the claim of a run expire after `lifetime` seconds, unless it was renewed or is that of another run.
+
+        Args:
+            key: Digest of the key.
+            request: Digest of the request that has made the claim, or what `renew_claim` returned for it.
+            run_id: The run.
+            lifetime: Seconds after which the claim expires.
+        """
+        async with self._run_store.acquire_connection() as (connection, queries), connection.transaction():
+            # This locks the row, also if it leaves it as it is.
+            row = await connection.fetchrow(queries["claim_run"], key, request, run_id, lifetime)
+            assert row is not None, "the function returns one row"
+            if not row["first"] and (row["claimed_run"], row["claimed_for"]) == (run_id, request):
+                await connection.execute(queries["release_run"], key, run_id)
+                await connection.execute(queries["claim_run"], key, request, run_id, lifetime)
 
     async def find_run(self, key: bytes) -> str | None:
         """Return the run that has the claim on a key; `None` if there is none."""

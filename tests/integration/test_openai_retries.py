@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from stream_server.journal.idempotency_keys import IdempotencyKeys
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import complete_run
@@ -117,3 +119,33 @@ async def test_a_retry_with_another_cookie_starts_a_run_of_its_own(
         headers = {"Cookie": cookie, "x-stainless-retry-count": count}
         await client.chat.completions.create(model="chat", messages=WHY, extra_headers=headers)
         assert await airflow.connection.fetchval("SELECT count(*) FROM dag_run WHERE dag_id = 'chat'") == runs
+
+
+async def test_the_late_end_of_the_first_response_does_not_shorten_the_claim_of_a_retry(
+    client: openai.AsyncOpenAI,
+    auth_server: RunningServer,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended, limit_claim = asyncio.Event(), IdempotencyKeys.limit_claim
+
+    async def limit_claim_and_record(*arguments: Any) -> None:
+        await limit_claim(*arguments)
+        ended.set()
+
+    monkeypatch.setattr(IdempotencyKeys, "limit_claim", limit_claim_and_record)
+    first = await client.chat.completions.create(
+        model="chat", messages=WHY, stream=True, extra_headers={"x-stainless-retry-count": "0"}
+    )
+    key = await begin_answer(airflow, stub, "Be")
+    second = asyncio.create_task(ask_with_count(client, 1, streams=True))
+    await eventually_async(lambda: auth_server.hub.statistics().subscriptions == 2, what="the retry has a response")
+    await first.close()
+    await asyncio.wait_for(ended.wait(), 10)
+    await let_time_pass(airflow, 61)
+    third = asyncio.create_task(ask_with_count(client, 2, streams=True))
+    await eventually_async(lambda: len(stub.triggers) == 3, what="the second retry has come")
+    assert await eventually_async(lambda: stub.find_run(stub.triggers[2]), what="it has a run") == key
+    await airflow.push(key, "answer", "Because")
+    await asyncio.gather(second, third)

@@ -92,13 +92,13 @@ async def start_run(
     run = await trigger_run(request, caller, dag_id, conf, key)
     claim = run.claim if key is not None and key.is_derived else None
     if claim is not None and not claim.is_new:
-        # The end of the first response may have limited the claim, which must outlive this one.
-        await _limit_claim(state, claim, state["settings"].idempotency_ttl)
+        # The end of an earlier response may have limited the claim, or may do so yet. It must outlive this response.
+        claim = await _renew_claim(state, claim)
     with name_run_in_errors(request, run.key):
         watched = await watch_run(request, caller, run.key, resume_from=run.resume_point, cancel_after=cancel_after)
     if claim is None:
         return watched
-    return watched._replace(on_responded=partial(_limit_claim, state, claim, RETRY_SECONDS))
+    return watched._replace(on_responded=partial(_limit_claim, state, claim))
 
 
 async def watch_run(
@@ -133,10 +133,22 @@ def close_on_error(run: AnsweringRun) -> Iterator[None]:
         raise
 
 
-async def _limit_claim(state: State, claim: KeyClaim, lifetime: float) -> None:
-    """Keep a derived key for some seconds from now: for the time of a response, or for the retries after it."""
+async def _renew_claim(state: State, claim: KeyClaim) -> KeyClaim:
+    """Keep a derived key for the time of one more response. Only the end of that response may limit the claim then."""
+    lifetime = state["settings"].idempotency_ttl
     try:
-        await state["idempotency_keys"].limit_claim(claim.digest, claim.request, claim.run_id, lifetime)
+        renewal = await state["idempotency_keys"].renew_claim(claim.digest, claim.request, claim.run_id, lifetime)
+    except StreamServerError:
+        # The claim expires when it would have done so without this request.
+        log.warning("The lifetime of a claim could not be set", exc_info=True, extra={"action": "claim_kept"})
+        return claim
+    return claim._replace(request=renewal)
+
+
+async def _limit_claim(state: State, claim: KeyClaim) -> None:
+    """Keep a derived key for the retries after the response, unless a later request with the key has renewed it."""
+    try:
+        await state["idempotency_keys"].limit_claim(claim.digest, claim.request, claim.run_id, RETRY_SECONDS)
     except StreamServerError:
         # The claim stays until it expires, or an equal question replaces it.
         log.warning("The lifetime of a claim could not be set", exc_info=True, extra={"action": "claim_kept"})
