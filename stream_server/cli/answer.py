@@ -15,7 +15,8 @@ import msgspec
 from stream_server.cli.control_characters import replace_control_characters
 from stream_server.cli.run_table import describe_instance
 from stream_server.client import ClientError, Refused
-from stream_server.protocol.frames import TaskTransition
+from stream_server.domain.human_input import RequestKey
+from stream_server.protocol.frames import TaskInfo, TaskTransition
 from stream_server.protocol.input_frames import Input, InputAnswered
 
 
@@ -31,8 +32,6 @@ ReadLine = Callable[[str], Awaitable[str | None]]
 
 SendAnswer = Callable[[Input, Answer], Awaitable[object]]
 
-_Instance = tuple[str, int, int | None]
-
 
 class Prompter:
     """Puts the questions of tasks to the user, one after the other.
@@ -46,11 +45,11 @@ class Prompter:
     def __init__(self, read_line: ReadLine, write: Callable[[str], None], send: SendAnswer) -> None:
         self._read_line, self._write, self._send = read_line, write, send
         self._turn = asyncio.Lock()
-        self._open: dict[_Instance, Input] = {}
+        self._open: dict[RequestKey, Input] = {}
 
     def open(self, request: Input) -> bool:
         """Note an open request. Return whether it is to be put to the user."""
-        key = _instance_of(request)
+        key = instance_of(request)
         before = self._open.get(key)
         self._open[key] = request
         is_new = before is None or (before.try_number, before.asked_at) != (request.try_number, request.asked_at)
@@ -58,7 +57,7 @@ class Prompter:
 
     def close(self, frame: InputAnswered | TaskTransition) -> None:
         """Note that a task instance does not ask any more."""
-        self._open.pop(_instance_of(frame), None)
+        self._open.pop(instance_of(frame), None)
 
     async def ask(self, request: Input) -> None:
         """Put a request to the user, and send the answer. One that does not fit the request can be corrected."""
@@ -80,7 +79,7 @@ class Prompter:
                     return
 
     def _is_open(self, request: Input) -> bool:
-        current = self._open.get(_instance_of(request))
+        current = self._open.get(instance_of(request))
         return current is not None and current.asked_at == request.asked_at
 
     async def _read_answer(self, request: Input) -> Answer | None:
@@ -113,7 +112,8 @@ def describe_request(request: Input) -> str:
     return replace_control_characters("\n".join(lines))
 
 
-def _instance_of(frame: Input | InputAnswered | TaskTransition) -> _Instance:
+def instance_of(frame: Input | InputAnswered | TaskTransition | TaskInfo) -> RequestKey:
+    """Return the task instance of a frame, or of an entry of a snapshot."""
     return frame.task_id, frame.map_index, frame.iteration
 
 

@@ -25,6 +25,7 @@ from stream_server.cli.options import (
     require_database_url,
     require_host_and_port,
 )
+from stream_server.cli.questions import list_questions
 from stream_server.cli.serve import serve
 from stream_server.cli.standard_streams import OutputError, configure_encodings, discard_output, write_output
 from stream_server.client import ConnectionLost, Refused, answer_input
@@ -215,6 +216,27 @@ def answer(
     except ConnectionLost as error:
         exit_with_error(str(error), ExitCode.CONNECTION_LOST)
     write_output(json.dumps(written, ensure_ascii=False))
+
+
+@app.command()
+def questions(
+    dag_id: str,
+    run_id: str,
+    *,
+    url: Url = "http://127.0.0.1:8090",
+    token: Token = None,
+    patience: Patience = "0s",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write NDJSON on a terminal, too. A pipe always receives NDJSON.")
+    ] = False,
+) -> None:
+    """List the questions that tasks of a run ask at the moment. `answer` answers one.
+
+    Exit codes: 0 also if there is none, 2 connection lost, 64 usage.
+    """
+    require_host_and_port("--url", url)
+    key = RunKey(dag_id, run_id)
+    list_questions(url, key, token=token, patience=parse_duration_option(patience), as_json=as_json)
 
 
 @app.command()

@@ -259,12 +259,12 @@ async def test_a_pipe_gets_no_prompt(
     assert b"Choice" not in output
 
 
-async def answer(
+async def call(
     server: RunningServer, stub: AirflowStub, caller: CallerPermissions, *arguments: str
 ) -> tuple[int | None, str, str]:
-    """Run `stream-server answer`; return its exit code, its output and its errors."""
+    """Run a command of `stream-server`; return its exit code, its output and its errors."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stream_server", "answer", *arguments),
+        *(sys.executable, "-m", "stream_server", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **environment(server, stub, caller)},
@@ -296,7 +296,7 @@ async def test_the_command_sends_an_answer(
     expected: dict[str, Any],
 ) -> None:
     await ask(airflow, key)
-    code, output, errors = await answer(auth_server, stub, ada, *key, "ask", *arguments)
+    code, output, errors = await call(auth_server, stub, ada, "answer", *key, "ask", *arguments)
     assert (code, errors) == (0, "")
     assert json.loads(output)["by"] == {"id": "ada", "name": "Ada"}
     assert bodies(stub.patches) == [expected]
@@ -322,7 +322,7 @@ async def test_the_command_reports_a_refusal(
     detail: str,
 ) -> None:
     answers.refusals = [JSONResponse({"detail": detail}, status)]
-    code, output, errors = await answer(auth_server, stub, ada, *key, "ask", "--option", "maybe")
+    code, output, errors = await call(auth_server, stub, ada, "answer", *key, "ask", "--option", "maybe")
     assert (code, output) == (64, "")
     assert detail in " ".join(errors.split())
     assert "Traceback" not in errors
@@ -337,6 +337,42 @@ async def test_the_command_without_a_valid_answer_sends_nothing(
     ada: CallerPermissions,
     arguments: list[str],
 ) -> None:
-    code, output, errors = await answer(auth_server, stub, ada, *key, "ask", *arguments)
+    code, output, errors = await call(auth_server, stub, ada, "answer", *key, "ask", *arguments)
     assert (code != 0, output, stub.patches) == (True, "", [])
     assert "--option" in errors or "--param" in errors
+
+
+async def test_open_questions_are_listed(
+    auth_server: RunningServer,
+    stub: AirflowStub,
+    answers: Answers,
+    airflow: AirflowSql,
+    key: RunKey,
+    ada: CallerPermissions,
+) -> None:
+    assert await call(auth_server, stub, ada, "questions", *key) == (0, "", "")
+    await ask(airflow, key, subject="First?")
+    await ask(airflow, key, "answer", subject="Second?")
+    code, output, errors = await call(auth_server, stub, ada, "questions", *key)
+    assert (code, errors) == (0, "")
+    assert [json.loads(line)["subject"] for line in output.splitlines()] == ["First?", "Second?"]
+
+    await airflow.answer_input(key, "ask", "Approve")
+    variables = environment(auth_server, stub, ada)
+    async with Terminal.running("questions", *key, environment=variables) as terminal:
+        assert await terminal.wait() == 0
+    assert terminal.output.splitlines() == ["answer asks: Second?", "  1 Approve", "  2 Reject"]
+
+    await proceed(airflow, key)
+    async with Terminal.running("questions", *key, environment=variables) as terminal:
+        assert await terminal.wait() == 0
+    assert terminal.output.strip() == "No task of the run asks for input."
+
+
+async def test_questions_of_an_unknown_run_are_refused(
+    auth_server: RunningServer, stub: AirflowStub, answers: Answers, ada: CallerPermissions
+) -> None:
+    code, output, errors = await call(auth_server, stub, ada, "questions", "chat", "missing")
+    assert (code, output) == (64, "")
+    assert "missing" in errors
+    assert "Traceback" not in errors
