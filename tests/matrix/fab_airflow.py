@@ -17,6 +17,7 @@ from matrix.environments import environment_python
 from stream_server.cli.demo.airflow import Credentials
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
+from support import human_forms
 from support.airflow_callers import SECRET, bearer_header
 from support.postgres import DATA_DIR, FAST
 from support.stack import LOW_LOAD
@@ -30,6 +31,9 @@ SECONDS = 60.0
 
 READING = ("DAG Runs", "Task Instances", "XComs")
 """Resources that a caller needs besides a DAG to read its runs and their return values."""
+
+WITHOUT_INPUT = "reader without input"
+"""A role that can read all DAGs and their runs, but not their requests for human input."""
 
 ROLES = {
     "guest": READING,
@@ -45,6 +49,7 @@ USERS = {
     "user": "User",
     "viewer": "Viewer",
     "public": "Public",
+    "without_input": WITHOUT_INPUT,
     **{role.replace(" ", "_"): role for role in ROLES},
     "logged_out": "Viewer",
     "role_changed": "Viewer",
@@ -128,7 +133,7 @@ def running_fab() -> Iterator[FabAirflow]:
     }
     stack = DemoStack(
         DATA_DIR,
-        dags=[DAGS],
+        dags=[DAGS, human_forms.DAGS],
         examples=False,
         postgres_settings=FAST,
         airflow_settings=settings,
@@ -141,7 +146,7 @@ def running_fab() -> Iterator[FabAirflow]:
         fab = FabAirflow(stack, python)
         fab.run(["fab-db", "migrate"], *_roles(), *_users())
         stack.start_services()
-        stack.airflow.wait_for_dags(["for_all", "for_guests"], ConsoleReporter())
+        stack.airflow.wait_for_dags(["for_all", "for_guests", human_forms.DAG_ID], ConsoleReporter())
         yield fab
     except BaseException:
         stack.stop(keep_logs=True)
@@ -150,8 +155,11 @@ def running_fab() -> Iterator[FabAirflow]:
 
 
 def _roles() -> list[list[str]]:
-    adding = (["roles", "add-perms", role, "--action", "can_read", "--resource", *ROLES[role]] for role in ROLES)
-    return [["roles", "create", *ROLES], *adding]
+    resources = {**ROLES, WITHOUT_INPUT: ("DAGs", *READING)}
+    adding = (
+        ["roles", "add-perms", role, "--action", "can_read", "--resource", *resources[role]] for role in resources
+    )
+    return [["roles", "create", *resources], *adding]
 
 
 def _users() -> list[list[str]]:

@@ -19,8 +19,10 @@ from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
 from stream_server.hub.filters import Resource
 from support.airflow_callers import bearer_header, make_token
+from support.human_forms import OPTIONS, Callers, HumanForms
 from support.open_streams import FORBIDDEN, OUT, OpenStreams, ends_within, follow_all_runs
 from support.permission_comparison import SECONDS, Headers, ServerAccess, differs, query_both
+from support.streams import sse
 from support.waiting import eventually_async
 
 FOR_ALL, FOR_GUESTS = "for_all", "for_guests"
@@ -119,6 +121,25 @@ async def test_a_trigger_returns_what_the_caller_can_read(
     response = await ours.trigger(FOR_GUESTS)
     await ours.close()
     assert (response.status, response.values) == (status, values)
+
+
+async def test_requests_for_input_are_read_and_answered_with_the_rights_of_the_caller(
+    fab: FabAirflow, auth_server: StreamServerProcess, rest: AirflowRestClient
+) -> None:
+    callers = Callers(*map(fab.token, ("admin", "op", "viewer")))
+    forms = HumanForms(auth_server.url, rest, callers)
+    frames = await forms.run()
+    assert (frames[-1]["type"], frames[-1]["state"]) == ("end", "success"), frames[-10:]
+    answered = [frame for frame in frames if frame["type"] == "input_answered" and "expired" not in frame]
+    # Each instance once, and the second try of `again`.
+    assert len(answered) == len(OPTIONS) + 1
+    assert all(frame["by"] == {"id": "1", "name": "admin"} for frame in answered)
+
+    for user, can_read in {"viewer": True, "without_input": False}.items():
+        async with sse(auth_server.url, forms.key, headers=bearer_header(fab.token(user))) as events:
+            requests = [frame async for frame in events if frame["type"] == "input"]
+        assert {frame["task_id"] for frame in requests} == {"several", "each", "assigned", "expiring", "again"}
+        assert all(("subject" in frame, "withheld" in frame) == (can_read, not can_read) for frame in requests)
 
 
 async def test_streams_of_many_runs_contain_the_dags_that_name_the_caller(

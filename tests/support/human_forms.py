@@ -62,12 +62,12 @@ class HumanForms:
     def __init__(self, url: str, rest: AirflowRestClient, callers: Callers) -> None:
         self._url, self._rest, self._callers = url, rest, callers
         self._headers = bearer_header(callers.assigned)
-        self._key = RunKey(DAG_ID, "not triggered")
+        self.key = RunKey(DAG_ID, "not triggered")
 
     async def run(self) -> list[Frame]:
         """Trigger a run, answer its requests, and return its frames."""
-        self._key = RunKey(DAG_ID, await asyncio.to_thread(self._rest.trigger_run, DAG_ID))
-        async with sse(self._url, self._key, "?until=run", self._headers, timeout=RUN_SECONDS) as events:
+        self.key = RunKey(DAG_ID, await asyncio.to_thread(self._rest.trigger_run, DAG_ID))
+        async with sse(self._url, self.key, "?until=run", self._headers, timeout=RUN_SECONDS) as events:
             return await self._answer_all(events, OPTIONS)
 
     async def clear_and_answer(self, task_id: str) -> list[Frame]:
@@ -76,7 +76,7 @@ class HumanForms:
         They begin with the requests and the answers of the other tasks.
         """
         body = {
-            "dag_run_id": self._key.run_id,
+            "dag_run_id": self.key.run_id,
             "task_ids": [task_id],
             "dry_run": False,
             "only_failed": False,
@@ -84,12 +84,12 @@ class HumanForms:
         }
         cleared = await asyncio.to_thread(self._rest.request, "POST", f"/dags/{DAG_ID}/clearTaskInstances", json=body)
         assert cleared.is_success, cleared.text
-        async with sse(self._url, self._key, "?until=run", self._headers, timeout=RUN_SECONDS) as events:
+        async with sse(self._url, self.key, "?until=run", self._headers, timeout=RUN_SECONDS) as events:
             return await self._answer_all(events, {(task_id, -1)})
 
     async def delete_and_answer(self) -> int:
         """Delete the run, and return the status of an answer after that."""
-        path = f"/dags/{DAG_ID}/dagRuns/{self._key.run_id}"
+        path = f"/dags/{DAG_ID}/dagRuns/{self.key.run_id}"
         deleted = await asyncio.to_thread(self._rest.request, "DELETE", path)
         assert deleted.is_success, deleted.text
         return await self._refusal("several", -1, ["red"], self._callers.assigned)
@@ -123,7 +123,7 @@ class HumanForms:
         else:
             written = await answer_input(
                 self._url,
-                *self._key,
+                *self.key,
                 task_id,
                 options,
                 map_index=map_index,
@@ -136,7 +136,7 @@ class HumanForms:
             assert await self._refusal(task_id, map_index, options, self._callers.assigned) == 409
 
     async def _answer_over_websocket(self, task_id: str, map_index: int, options: Sequence[str]) -> None:
-        message = {"op": "answer", "id": "q", **self._key._asdict(), "task_id": task_id, "map_index": map_index}
+        message = {"op": "answer", "id": "q", **self.key._asdict(), "task_id": task_id, "map_index": map_index}
         address = self._url.replace("http", "ws", 1) + "/api/v2/stream"
         async with connect(address, additional_headers=self._headers, proxy=None) as connection:
             await connection.send(json.dumps({**message, "chosen_options": options}))
@@ -145,7 +145,7 @@ class HumanForms:
     async def _refusal(self, task_id: str, map_index: int, options: Sequence[str], token: str) -> int:
         """Send an answer that must be refused, and return the status."""
         try:
-            await answer_input(self._url, *self._key, task_id, options, map_index=map_index, token=token)
+            await answer_input(self._url, *self.key, task_id, options, map_index=map_index, token=token)
         except Refused as error:
             return error.status
         raise AssertionError(f"the answer {options} for {task_id} is not refused")
