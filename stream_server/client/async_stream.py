@@ -61,19 +61,17 @@ class AsyncFrameStream(AsyncIterator[StreamFrame]):
         state = self._state
         state.start(time.monotonic())
         while True:
-            is_connected = False
             try:
                 await self._authenticate()
                 async with self._transport.stream(state.next_request(), state.credential.token) as (response, parts):
-                    is_connected = response.is_success
                     state.record_response(response)
-                    if is_connected:
+                    if response.is_success:
                         while not state.is_connection_over and (part := await anext(parts, None)) is not None:
                             for frame in state.receive(part):
                                 yield frame
                         state.record_end_of_body(time.monotonic())
             except ConnectionLost as lost:
-                state.record_loss(lost, time.monotonic(), was_connected=is_connected)
+                state.record_loss(lost, time.monotonic())
             if state.is_over:
                 return
             await asyncio.sleep(state.next_wait(time.monotonic()))
@@ -132,7 +130,7 @@ class AsyncRunStream(AsyncFrameStream):
     async def __anext__(self) -> StreamFrame:
         try:
             frame = await super().__anext__()
-        except StopAsyncIteration:
+        except Exception:  # also the end
             self._shown.close()
             raise
         self._shown.record(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shutil
 import sys
 import time
 from typing import Any, Protocol
@@ -72,7 +73,7 @@ class TerminalDisplay:
         if self._is_terminal and now - self._updated_at >= SHORTEST_UPDATE_SECONDS:
             self._updated_at = now
             # Clears the line first (ECMA-48 section 8.3.41): the one before may be longer.
-            sys.stderr.write(f"\r\x1b[K{describe_line(view)}")
+            sys.stderr.write(f"\r\x1b[K{describe_line(view)[: shutil.get_terminal_size().columns - 1]}")
             sys.stderr.flush()
 
     def close(self, view: RunView) -> None:

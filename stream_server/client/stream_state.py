@@ -13,7 +13,7 @@ from http import HTTPStatus
 
 from stream_server.client.credential import Credential, RenewalNeeded
 from stream_server.client.cursors import ResumeState
-from stream_server.client.errors import ConnectionLost, StreamClosed, build_refusal, parse_refusal
+from stream_server.client.errors import ConnectionLost, StreamClosed, UnexpectedResponse, build_refusal, parse_refusal
 from stream_server.client.frames import StreamFrame, UnknownFrame, decode_frame
 from stream_server.client.requests import (
     NDJSON,
@@ -94,6 +94,9 @@ class StreamState:
         self._resume = ResumeState(cursor)
         self._buffer = bytearray()
         self._error: Exception | None = None
+        self._has_received = False
+        """Whether a frame has arrived on this connection. Without one, the patience does not start again."""
+
         self._has_yielded = False
         self._expects_snapshot = False
         """Whether a `reset` has announced the next snapshot."""
@@ -110,7 +113,7 @@ class StreamState:
     def next_request(self) -> Request:
         """Return the request that opens or resumes the stream."""
         self._buffer.clear()
-        self._error, self.is_connection_over = None, False
+        self._error, self.is_connection_over, self._has_received = None, False, False
         request = self._opening
         if self.run is not None and self._options is not None:
             request = stream_request(self.run, self._options)
@@ -123,6 +126,7 @@ class StreamState:
 
         Raises:
             Refused: The server rejects the request for good.
+            UnexpectedResponse: The response is not a stream, for example a page of a proxy.
         """
         if response.status == HTTPStatus.NO_CONTENT:
             # The cursor is that of an `end`.
@@ -136,6 +140,10 @@ class StreamState:
                 if not is_temporary(response.status):
                     raise refusal
                 self.retries.set_delay(parse_retry_after(response.headers.get("retry-after")))
+        elif not (media_type := response.headers.get("content-type", "")).startswith(NDJSON):
+            raise UnexpectedResponse(
+                f"not a stream of stream_server: its media type must be {NDJSON}, got {media_type!r}"
+            )
 
     def receive(self, data: bytes) -> Iterator[StreamFrame]:
         """Yield the frames that a part of the body completes, without those about the connection.
@@ -160,6 +168,7 @@ class StreamState:
         frame = decode_frame(line)
         if frame is None:
             return
+        self._has_received = True
         try:
             record_received_frame(frame, self.credential, self.retries)
         except RenewalNeeded as expired:
@@ -179,26 +188,21 @@ class StreamState:
         self.is_over = self.is_connection_over = isinstance(frame, End)
         yield frame
 
-    def record_loss(self, error: ConnectionLost, now: float, *, was_connected: bool) -> None:
+    def record_loss(self, error: ConnectionLost, now: float) -> None:
         """Record that a connection failed or broke.
-
-        Args:
-            error: What happened.
-            now: The time.
-            was_connected: Whether the response had begun.
 
         Raises:
             ConnectionLost: The request may have arrived, and must not be repeated.
         """
-        if was_connected:
-            self.retries.record_connection(now)
-        elif error.may_have_arrived and self.run is None and not self._opening.is_repeatable:
+        self.record_end_of_body(now)
+        if error.may_have_arrived and self.run is None and not self._opening.is_repeatable:
             raise error
         self._error = error
 
     def record_end_of_body(self, now: float) -> None:
-        """Record that a connection ended as it should."""
-        self.retries.record_connection(now)
+        """Record that a connection has ended."""
+        if self._has_received:
+            self.retries.record_connection(now)
 
     def next_wait(self, now: float) -> float:
         """Return how many seconds to wait before the next request.

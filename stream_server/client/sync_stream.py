@@ -60,18 +60,16 @@ class FrameStream(Iterator[StreamFrame]):
         state = self._state
         state.start(time.monotonic())
         while True:
-            is_connected = False
             try:
                 self._authenticate()
                 with self._transport.stream(state.next_request(), state.credential.token) as (response, parts):
-                    is_connected = response.is_success
                     state.record_response(response)
-                    if is_connected:
+                    if response.is_success:
                         while not state.is_connection_over and (part := next(parts, None)) is not None:
                             yield from state.receive(part)
                         state.record_end_of_body(time.monotonic())
             except ConnectionLost as lost:
-                state.record_loss(lost, time.monotonic(), was_connected=is_connected)
+                state.record_loss(lost, time.monotonic())
             if state.is_over:
                 return
             time.sleep(state.next_wait(time.monotonic()))
@@ -124,7 +122,7 @@ class RunStream(FrameStream):
     def __next__(self) -> StreamFrame:
         try:
             frame = super().__next__()
-        except StopIteration:
+        except Exception:  # also the end
             self._shown.close()
             raise
         self._shown.record(frame)

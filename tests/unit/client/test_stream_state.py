@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.client import ConnectionLost, Forbidden, ServerError, StreamClosed, TokenExpired
+from stream_server.client import ConnectionLost, Forbidden, ServerError, StreamClosed, TokenExpired, UnexpectedResponse
 from stream_server.client.credential import Credential
 from stream_server.client.frames import Chunk, ConnectionFrame, KnownFrame, UnknownFrame, decode_frame
 from stream_server.client.requests import Request, Response, RunKey, WatchOptions, stream_request, trigger_request
@@ -19,7 +19,7 @@ from stream_server.protocol import frames as protocol
 
 KEY = RunKey("d", "r")
 OPTIONS = WatchOptions(results=["a b"], until="run")
-OPENED = Response(200, {}, b"")
+OPENED = Response(200, {"content-type": "application/x-ndjson"}, b"")
 RUN = {"dag_id": "d", "run_id": "r"}
 INFO = {"state": "running", "queued_at": None, "start_date": None, "end_date": None, "clear_number": 0}
 SNAPSHOT = {"type": "snapshot", **RUN, "run": INFO, "tasks": [], "result_tasks": []}
@@ -95,7 +95,7 @@ def test_a_stream_resumes_after_its_last_cursor_and_drops_repetitions() -> None:
     assert "cursor" not in state.next_request().target
     state.record_response(OPENED)
     first = list(state.receive(lines({**SNAPSHOT, "cursor": "c:1"}, chunk(0), chunk(1)) + b'{"type":"chu'))
-    state.record_loss(ConnectionLost("broken"), 1.0, was_connected=True)
+    state.record_loss(ConnectionLost("broken"), 1.0)
     request = state.next_request()
     assert request.target == "/api/v2/dags/d/dagRuns/r/stream?result=a+b&until=run&confirm=push&cursor=c%3A1"
     resumed = {"type": "resumed", **RUN, "since": "c:1"}
@@ -202,9 +202,26 @@ def test_temporary_errors_are_retried_until_the_patience_is_exhausted() -> None:
         state.next_wait(5.0)
     with pytest.raises(Forbidden):
         state.record_response(Response(403, {}, b"no"))
-    state.record_loss(ConnectionLost("ConnectError: refused"), 6.0, was_connected=False)
+    state.record_loss(ConnectionLost("ConnectError: refused"), 6.0)
     with pytest.raises(ConnectionLost, match=r"no connection to http://h for 5 s \(ConnectError: refused\)"):
         state.next_wait(6.0)
+
+
+def test_a_page_of_a_proxy_is_no_stream() -> None:
+    with pytest.raises(UnexpectedResponse, match="got 'text/html'"):
+        new_state().record_response(Response(200, {"content-type": "text/html"}, b""))
+
+
+def test_connections_without_a_frame_exhaust_the_patience() -> None:
+    state = new_state()
+    for frames, now in (((), 4.0), ((SNAPSHOT,), 4.5), ((), 9.0)):
+        state.next_request()
+        state.record_response(OPENED)
+        list(state.receive(lines(*frames)))
+        state.record_end_of_body(now)
+        state.next_wait(now)
+    with pytest.raises(ConnectionLost):
+        state.next_wait(9.5)
 
 
 @pytest.mark.parametrize("can_renew", [True, False])
