@@ -145,6 +145,8 @@ async def test_the_triggers_do_not_block_airflows_migrations(journal: str, airfl
     assert {row["table_name"] for row in triggers} == {"dag_run", "hitl_detail", "task_instance", "xcom"}
     for row in triggers:
         assert (row["columns"], row["has_when"]) == ("", row["tgname"] == "stream_server_deletion")
+        if row["proname"] == "begin_run_deletion":
+            continue
         assert (row["after"], row["definer"]) == (True, True)
         # Its names are qualified: test_trigger_statements.py.
         assert row["proname"] == "record_task" or "search_path=pg_catalog, pg_temp" in row["config"]
@@ -183,6 +185,50 @@ async def test_instances_that_are_deleted_with_their_run_write_nothing(airflow: 
     await airflow.connection.execute("DELETE FROM dag_run WHERE dag_id = $1 AND run_id = $2", *run)
     assert await airflow.connection.fetchval("SELECT count(*) FROM task_instance") == 0, "the DELETE cascades"
     assert await new_rows(airflow, before) == [("run_deleted", *run)]
+
+
+async def test_instances_that_are_deleted_with_another_row_are_one_row_for_their_run(
+    airflow: AirflowSql, run: RunKey
+) -> None:
+    """`airflow db clean` deletes old triggers, and with them the deferred instances that wait for them."""
+    before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    for task_id in CHAIN:
+        await airflow.wait_for_trigger(run, task_id)
+    await airflow.connection.execute("DELETE FROM trigger")
+    assert await airflow.connection.fetchval("SELECT count(*) FROM task_instance") == 0, "the DELETE cascades"
+    assert await new_rows(airflow, before) == [("run_changed", *run)]
+
+
+async def test_instances_are_missed_in_a_cascade_of_any_table(airflow: AirflowSql, run: RunKey) -> None:
+    """Airflow 3.0 deletes instances with their DAG version, and later versions may have more such keys."""
+    await airflow.connection.execute(
+        "CREATE TABLE grandparent (id integer PRIMARY KEY); INSERT INTO grandparent VALUES (1);"
+        " CREATE TABLE parent (id integer PRIMARY KEY REFERENCES grandparent ON DELETE CASCADE);"
+        " INSERT INTO parent VALUES (1);"
+        " ALTER TABLE task_instance ADD parent_id integer REFERENCES parent ON DELETE CASCADE;"
+        " UPDATE task_instance SET parent_id = 1"
+    )
+    before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    await airflow.connection.execute("DELETE FROM grandparent")
+    assert await airflow.connection.fetchval("SELECT count(*) FROM task_instance") == 0, "the DELETE cascades"
+    assert await new_rows(airflow, before) == [("run_changed", *run)]
+
+
+async def test_deleted_runs_hide_no_instances_that_are_deleted_beside_them(airflow: AirflowSql, run: RunKey) -> None:
+    version = await airflow.connection.fetchval("SELECT id FROM dag_version LIMIT 1")
+    old, undone = RunKey(run.dag_id, "old"), RunKey(run.dag_id, "undone")
+    for key in (old, undone):
+        await airflow.trigger(key, version, list(CHAIN))
+    await airflow.wait_for_trigger(run, "ask")
+    before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    async with airflow.connection.transaction():
+        await airflow.connection.execute("DELETE FROM dag_run WHERE run_id = 'old'")
+        await airflow.connection.execute("DELETE FROM trigger")
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        async with airflow.connection.transaction():
+            await airflow.connection.execute("DELETE FROM dag_run WHERE 1 / (run_id <> 'undone')::integer = 1")
+    await airflow.delete_instances(undone, "ask")
+    assert await new_rows(airflow, before) == [("run_deleted", *old), ("run_changed", *run), ("run_changed", *undone)]
 
 
 async def new_rows(airflow: AirflowSql, after: int) -> list[tuple[str, str, str]]:
@@ -248,7 +294,7 @@ def test_the_commands_install_show_status_and_uninstall(airflow_database: str) -
     assert healthy.returncode == 0
     assert "trigger stream_server_task on task_instance: ok" in healthy.stdout
     status = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
-    assert (status["well"], status["version"], len(status["triggers"])) == (True, SCHEMA_VERSION, 7)
+    assert (status["well"], status["version"], len(status["triggers"])) == (True, SCHEMA_VERSION, 8)
     assert command("uninstall", "--database-url", sqlalchemy).returncode == 0
     assert command("status", "--database-url", sqlalchemy).returncode == 1
 

@@ -118,15 +118,18 @@ async def test_an_invalid_filter_is_rejected(
     assert detail in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("table", ["task_instance", "trigger"])
 async def test_a_run_whose_instances_are_deleted_is_reset(
-    server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
+    server: RunningServer, airflow: AirflowSql, runs: list[RunKey], table: str
 ) -> None:
     async with following(server, "/api/v2/stream?type=task") as events:
         await events.next()
         cursor = events.ids[-1] or ""
-        await airflow.connection.execute(
-            "DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2 AND task_id = 'ask'", *runs[0]
-        )
+        if table == "trigger":
+            await airflow.wait_for_trigger(runs[0], "ask")
+            await airflow.connection.execute("DELETE FROM trigger")
+        else:
+            await airflow.delete_instances(runs[0], "ask")
         (reset,) = await events.until("reset")
         assert reset == {"type": "reset", **runs[0]._asdict(), "reason": "run_changed"}
     async with following(server, "/api/v2/stream", {"Last-Event-ID": cursor}) as events:

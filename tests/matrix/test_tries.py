@@ -119,6 +119,21 @@ async def test_an_instance_without_a_successor_changes_the_run(databases: Upgrad
     assert kind == "run_changed"
 
 
+async def test_instances_that_are_deleted_with_their_trigger_change_the_run(databases: UpgradedDatabases) -> None:
+    async with VersionedSql.open(await databases.copy_of(UPCOMING)) as airflow:
+        await airflow.trigger(KEY, await airflow.add_dag(KEY.dag_id, CHAIN), list(CHAIN))
+        before = await airflow.count("stream_server.journal")
+        for task_id in ("ask", "answer"):
+            await airflow.wait_for_trigger(KEY, task_id)
+        await airflow.connection.execute("DELETE FROM trigger")
+        kinds = await airflow.connection.fetch("SELECT kind FROM stream_server.journal ORDER BY id OFFSET $1", before)
+        await airflow.connection.execute("DELETE FROM dag_run WHERE dag_id = $1", KEY.dag_id)
+        last = await airflow.connection.fetch(
+            "SELECT kind FROM stream_server.journal ORDER BY id OFFSET $1", before + 1
+        )
+    assert ([row["kind"] for row in kinds], [row["kind"] for row in last]) == (["run_changed"], ["run_deleted"])
+
+
 async def test_rows_of_a_loop_have_the_iteration(databases: UpgradedDatabases) -> None:
     async with VersionedSql.open(await databases.copy_of(UPCOMING)) as airflow:
         assert isinstance(airflow, TriesSql)

@@ -133,6 +133,16 @@ class AirflowSql:
             "DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2 AND task_id = $3", *key, task_id
         )
 
+    async def wait_for_trigger(self, key: RunKey, task_id: str) -> None:
+        """Have the instances of a task wait for a new trigger, without a change of their state."""
+        await self.connection.execute(
+            "WITH created AS (INSERT INTO trigger (classpath, kwargs, created_date) VALUES ('path', '', now())"
+            " RETURNING id) UPDATE task_instance SET trigger_id = created.id FROM created"
+            " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3",
+            *key,
+            task_id,
+        )
+
     async def set_run(self, key: RunKey, state: str) -> None:
         """Change the state of a run, as the scheduler does."""
         await self.connection.execute(

@@ -172,10 +172,12 @@ BEGIN
 END
 $body$;
 
--- Records that task instances were deleted, by one row for each run. If their run is deleted, the DELETE cascades to
--- them, and this is not called: the trigger's WHEN is evaluated inside the trigger of the foreign key, where
--- pg_trigger_depth() is 1. It names no column, so it is in no migration's way. This function can't check the depth
--- itself: PostgreSQL calls it after the trigger of the foreign key has returned.
+-- Records that task instances were deleted, by one row for each run. A cascade calls it once for each row that the
+-- instances refer to, such as a trigger that they wait for.
+--
+-- If their run is deleted, it is not called: stream_server.deletes_runs is set then. The WHEN of its trigger checks
+-- that, and names no column, so it is in no migration's way. This function can't check it itself: PostgreSQL calls it
+-- at the end of the cascade, but `airflow db clean` would call it 200,000 times.
 CREATE OR REPLACE FUNCTION stream_server.record_deletion() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
@@ -184,13 +186,29 @@ BEGIN
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
+    -- One row is enough for all instances of a run that a transaction deletes.
     INSERT INTO stream_server.journal (kind, dag_id, run_id)
-    SELECT DISTINCT 'run_changed', d.dag_id, d.run_id FROM deleted AS d;
+    SELECT DISTINCT 'run_changed', d.dag_id, d.run_id FROM deleted AS d
+    WHERE coalesce(current_setting('stream_server.changed_run', true), '') <> concat(d.dag_id, ' ', d.run_id);
     IF FOUND THEN
         PERFORM stream_server.ring();
+        PERFORM set_config(
+            'stream_server.changed_run',
+            (SELECT concat(d.dag_id, ' ', d.run_id) FROM deleted AS d LIMIT 1), true);
     END IF;
     RETURN NULL;
 {exception_handler}
+END
+$body$;
+
+-- Marks a DELETE of runs, before it and until record_run_deletion(), which is called after its cascades. An error in
+-- between resets the setting.
+CREATE OR REPLACE FUNCTION stream_server.begin_run_deletion() RETURNS trigger
+    LANGUAGE plpgsql
+AS $body$
+BEGIN
+    PERFORM pg_catalog.set_config('stream_server.deletes_runs', 'on', true);
+    RETURN NULL;
 END
 $body$;
 
@@ -226,6 +244,7 @@ CREATE OR REPLACE FUNCTION stream_server.record_run_deletion() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
 BEGIN
+    PERFORM set_config('stream_server.deletes_runs', 'off', true);
     {return_if_schema_unknown}
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;

@@ -139,9 +139,13 @@ BEGIN
         RETURN NULL;
     END IF;
     INSERT INTO stream_server.journal (kind, dag_id, run_id)
-    SELECT DISTINCT 'run_changed', d.dag_id, d.run_id FROM deleted AS d WHERE d.working_set;
+    SELECT DISTINCT 'run_changed', d.dag_id, d.run_id FROM deleted AS d
+    WHERE d.working_set AND coalesce(current_setting('stream_server.changed_run', true), '') <> concat(d.dag_id, ' ', d.run_id);
     IF FOUND THEN
         PERFORM stream_server.ring();
+        PERFORM set_config(
+            'stream_server.changed_run',
+            (SELECT concat(d.dag_id, ' ', d.run_id) FROM deleted AS d WHERE d.working_set LIMIT 1), true);
     END IF;
     RETURN NULL;
 {exception_handler}

@@ -17,28 +17,30 @@ AS $body$
         -- A trigger with transition tables has one event.
         SELECT 'task_instance', t.trigger_name, t.events, t.level, CASE WHEN f.has_tries THEN t.of_try ELSE t.of_task END
         FROM facts f, (
-            VALUES ('stream_server_task', 'UPDATE',
+            VALUES ('stream_server_task', 'AFTER UPDATE',
                     'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT',
                     'record_task', 'record_try'),
-                   ('stream_server_task_created', 'INSERT',
+                   ('stream_server_task_created', 'AFTER INSERT',
                     'REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT', 'record_task', 'record_try'),
-                   ('stream_server_deletion', 'DELETE',
-                    'REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN ((pg_trigger_depth() = 0))',
+                   ('stream_server_deletion', 'AFTER DELETE',
+                    'REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN'
+                    ' ((current_setting(''stream_server.deletes_runs''::text, true) IS DISTINCT FROM ''on''::text))',
                     'record_deletion', 'record_try_deletion')
         ) t (trigger_name, events, level, of_task, of_try)
         UNION ALL
-        SELECT CASE WHEN f.has_try_xcoms THEN 'xcom_v2' ELSE 'xcom' END, 'stream_server_xcom', 'INSERT OR UPDATE',
-               'FOR EACH ROW', CASE WHEN f.has_try_xcoms THEN 'record_try_xcom' ELSE 'record_xcom' END
+        SELECT CASE WHEN f.has_try_xcoms THEN 'xcom_v2' ELSE 'xcom' END, 'stream_server_xcom',
+               'AFTER INSERT OR UPDATE', 'FOR EACH ROW', CASE WHEN f.has_try_xcoms THEN 'record_try_xcom' ELSE 'record_xcom' END
         FROM facts f
         UNION ALL
-        VALUES ('dag_run', 'stream_server_run', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_run'),
-               ('dag_run', 'stream_server_run_deleted', 'DELETE',
+        VALUES ('dag_run', 'stream_server_run', 'AFTER INSERT OR UPDATE', 'FOR EACH ROW', 'record_run'),
+               ('dag_run', 'stream_server_run_deletion', 'BEFORE DELETE', 'FOR EACH STATEMENT', 'begin_run_deletion'),
+               ('dag_run', 'stream_server_run_deleted', 'AFTER DELETE',
                 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT', 'record_run_deletion'),
-               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_input')
+               ('hitl_detail', 'stream_server_input', 'AFTER INSERT OR UPDATE', 'FOR EACH ROW', 'record_input')
     )
     SELECT e.table_name,
            e.trigger_name,
-           format('CREATE TRIGGER %I AFTER %s ON %I.%I %s EXECUTE FUNCTION stream_server.%I()',
+           format('CREATE TRIGGER %I %s ON %I.%I %s EXECUTE FUNCTION stream_server.%I()',
                   e.trigger_name, e.events, m.airflow_schema, e.table_name, e.level, e.function_name),
            pg_get_triggerdef(t.oid),
            coalesce(t.tgenabled IN ('O', 'A'), false)
@@ -97,7 +99,7 @@ DECLARE
 BEGIN
     FOREACH function_name IN ARRAY
         ARRAY['record_task', 'record_try', 'record_deletion', 'record_try_deletion', 'record_run',
-              'record_run_deletion', 'record_xcom', 'record_try_xcom', 'record_input']
+              'begin_run_deletion', 'record_run_deletion', 'record_xcom', 'record_try_xcom', 'record_input']
     LOOP
         EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
                        function_name, 'BEGIN RETURN NULL; END');
