@@ -11,6 +11,7 @@ from stream_server.cli.exit import print_message, run_or_exit
 from stream_server.cli.options import AsJson, DatabaseUrlOption, parse_duration_option, require_database_url
 from stream_server.cli.standard_streams import write_output
 from stream_server.journal import installer
+from stream_server.journal.status import JournalStatus
 
 LockTimeout = Annotated[str, typer.Option(help="How long one attempt waits for locks on Airflow's tables.")]
 Attempts = Annotated[int, typer.Option(min=1, help="Number of attempts to get the locks.")]
@@ -82,7 +83,7 @@ def triggers_enable(database_url: DatabaseUrlOption = "") -> None:
     print_message("The triggers are enabled.")
 
 
-def _format_status(found: installer.JournalStatus) -> list[str]:
+def _format_status(found: JournalStatus) -> list[str]:
     if not found.installed:
         return found.problems
     lines = [

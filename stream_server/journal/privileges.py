@@ -62,7 +62,7 @@ READER_PRIVILEGES = (
     Privilege("schema", None, "", "USAGE"),
     *(Privilege("table", None, name, "SELECT") for name in _AIRFLOW_TABLES),
 )
-"""All objects that `queries.sql` and `installer.read_status` read and call."""
+"""All objects that `queries.sql` and `status.read_status` read and call."""
 
 
 def build_grants_sql(role: str, airflow_schema: str) -> str:

@@ -15,10 +15,10 @@ from stream_server.domain.transition import Transition, UndecodableRow, decode_r
 from stream_server.errors import JournalMissing, JournalUnreachable
 from stream_server.journal.connection import DatabaseConnection, close_connection, connect, map_postgres_errors
 from stream_server.journal.human_input import InstanceName, fetch_requests
-from stream_server.journal.installer import JournalStatus, load_queries_for, read_status
 from stream_server.journal.origin import adopt_foreign_journal
 from stream_server.journal.recent_rows import RecentRow
 from stream_server.journal.replica_snapshot import ReplicaSnapshot
+from stream_server.journal.status import JournalStatus, load_queries_for, read_status
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition, JournalRow
 

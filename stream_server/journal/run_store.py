@@ -30,11 +30,11 @@ from stream_server.journal.connection import (
 )
 from stream_server.journal.dag_versions import GraphCache, find_version, read_earlier_marks
 from stream_server.journal.human_input import add_requests, fetch_requests
-from stream_server.journal.installer import load_queries_for
 from stream_server.journal.reader import SkippedRow, decode_rows, limit_to_newest_row, log_skipped_rows
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
 from stream_server.journal.row_slices import call_for_rows, fetch_in_slices
 from stream_server.journal.run_rows import apply_output, build_run_state, build_values, build_waiting
+from stream_server.journal.status import load_queries_for
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import Waiting

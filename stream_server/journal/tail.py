@@ -33,12 +33,12 @@ from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import JournalForbidden, JournalUnreachable, SettingsError, Unavailable
 from stream_server.journal.gaps import GapDetector
 from stream_server.journal.human_input import add_requests
-from stream_server.journal.installer import JournalStatus
 from stream_server.journal.listener import Listener, ListenObstacle
 from stream_server.journal.output_bodies import add_output_bodies
 from stream_server.journal.pacing import Pacing
 from stream_server.journal.reader import JournalReader, SkippedRow, log_skipped_rows
 from stream_server.journal.recent_rows import MAX_RECENT_ROWS, RecentRows
+from stream_server.journal.status import JournalStatus
 from stream_server.journal.undecodable_rows import LoggedCauses, ResyncTimer
 from stream_server.protocol.backoff import NO_JITTER, Backoff
 from stream_server.protocol.cursor import JournalPosition

@@ -21,7 +21,7 @@ from stream_server.domain.transition import ReadTiming
 from stream_server.http.delivery.scheduler import TransportStatistics
 from stream_server.hub.hub import Hub
 from stream_server.journal.gauges import DatabaseGauges
-from stream_server.journal.installer import SCHEMA_UNKNOWN
+from stream_server.journal.status import SCHEMA_UNKNOWN
 from stream_server.journal.tail import ReadReason, Tail
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import ResetReason

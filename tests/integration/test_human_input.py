@@ -15,8 +15,8 @@ from stream_server.domain.human_input import parse_record
 from stream_server.domain.run_state import RunKey
 from stream_server.journal import undecodable_rows as undecodable
 from stream_server.journal.human_input import InstanceName, fetch_requests
-from stream_server.journal.installer import load_queries_for
 from stream_server.journal.queries import COMMON_PLACEHOLDERS
+from stream_server.journal.status import load_queries_for
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql

@@ -17,16 +17,15 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalUnreachable
 from stream_server.journal.airflow_tables import MAP_INDEX_COLUMNS
 from stream_server.journal.installer import (
-    SCHEMA_VERSION,
     build_install_sql,
     disable_triggers,
     enable_triggers,
     fetch_status,
     install_journal,
-    load_queries_for,
     uninstall_journal,
 )
 from stream_server.journal.reader import READER_SETTINGS
+from stream_server.journal.status import SCHEMA_VERSION, load_queries_for
 from support.airflow_sql import CHAIN, AirflowSql
 from support.streams import DEADLINE
 from support.tcp_proxy import TcpProxy

@@ -14,8 +14,9 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalMissing
 from stream_server.journal import installer as installing
-from stream_server.journal.installer import SCHEMA_VERSION, fetch_status, install_journal, load_queries_for
+from stream_server.journal.installer import fetch_status, install_journal
 from stream_server.journal.queries import load_migrations
+from stream_server.journal.status import SCHEMA_VERSION, load_queries_for
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import running_server, terminate_connections

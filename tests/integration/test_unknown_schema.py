@@ -9,13 +9,8 @@ import pytest
 
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError
-from stream_server.journal.installer import (
-    SCHEMA_UNKNOWN,
-    disable_triggers,
-    enable_triggers,
-    fetch_status,
-    install_journal,
-)
+from stream_server.journal.installer import disable_triggers, enable_triggers, fetch_status, install_journal
+from stream_server.journal.status import SCHEMA_UNKNOWN
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import running_server

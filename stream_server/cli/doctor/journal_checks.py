@@ -7,9 +7,9 @@ from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.report import Finding, ok, problem, warning
 from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.journal.airflow_tables import read_airflow_tables
-from stream_server.journal.installer import read_status
 from stream_server.journal.privileges import READER_PRIVILEGES
 from stream_server.journal.queries import load_queries, quote_identifier
+from stream_server.journal.status import read_status
 
 PRUNE_DELAY_SECONDS = 600.0
 """Delay after the retention until a row must be deleted; a server prunes about once a minute."""
