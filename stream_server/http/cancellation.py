@@ -16,9 +16,10 @@ import anyio
 
 from stream_server.domain.outcome import Undecided, WatchOptions, evaluate
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, ReadReplica, StreamServerError
+from stream_server.errors import JournalUnreachable, StreamServerError
 from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.hub import Hub
+from stream_server.journal.idempotency_keys import CANNOT_STORE
 from stream_server.journal.waiting_servers import WaitingServers
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class Cancellations:
     async def _is_watched_elsewhere(self, key: RunKey) -> bool:
         try:
             return key in await self._unregister({key})
-        except (JournalForbidden, JournalMissing, ReadReplica) as error:
+        except CANNOT_STORE as error:
             log.warning("Cannot check whether another server has clients that watch run %s: %s", key, error)
             return False
 

@@ -21,10 +21,7 @@ from stream_server.errors import (
     AirflowRefused,
     BadRequest,
     IdempotencyKeyReused,
-    JournalForbidden,
-    JournalMissing,
     NoResult,
-    ReadReplica,
     RunNotFound,
     StreamServerError,
 )
@@ -33,8 +30,6 @@ from stream_server.http.state import State
 from stream_server.protocol.cursor import ResumePoint, ResumeToken
 
 CONFLICT = 409
-CANNOT_STORE = (JournalForbidden, JournalMissing, ReadReplica)
-"""Errors of servers that can store no keys: there is no journal, a privilege is missing, or it is a read replica."""
 
 MAX_KEY_LENGTH = 255
 

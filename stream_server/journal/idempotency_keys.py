@@ -5,9 +5,13 @@ from __future__ import annotations
 import secrets
 from typing import NamedTuple
 
+from stream_server.errors import JournalForbidden, JournalMissing, ReadReplica
 from stream_server.journal.run_store import RunStore
 
 RENEWAL_BYTES = 8
+
+CANNOT_STORE = (JournalForbidden, JournalMissing, ReadReplica)
+"""Errors of servers that can store nothing: there is no journal, a privilege is missing, or it is a read replica."""
 
 
 class ClaimedRun(NamedTuple):

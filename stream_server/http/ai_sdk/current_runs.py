@@ -6,7 +6,8 @@ from contextlib import suppress
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.state import State
-from stream_server.http.triggering import CANNOT_STORE, compute_digest
+from stream_server.http.triggering import compute_digest
+from stream_server.journal.idempotency_keys import CANNOT_STORE
 
 PURPOSE = "chat of the AI SDK"
 """Separates these claims from those of idempotency keys."""

@@ -20,7 +20,6 @@ from stream_server.http.params import public_path, with_url_prefix
 from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.http.triggering import (
-    CANNOT_STORE,
     KeyClaim,
     TriggeredRun,
     name_run_in_errors,
@@ -28,6 +27,7 @@ from stream_server.http.triggering import (
     trigger_or_attach,
 )
 from stream_server.hub.subscription import Subscription
+from stream_server.journal.idempotency_keys import CANNOT_STORE
 from stream_server.protocol.cursor import ResumePoint
 
 log = logging.getLogger(__name__)

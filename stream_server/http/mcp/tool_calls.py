@@ -26,7 +26,8 @@ from stream_server.http.mcp.results import build_link, build_text
 from stream_server.http.mcp.tasks import WORKING, RunFrames, build_task, collect_frames
 from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, build_tool, name_tool
 from stream_server.http.state import State
-from stream_server.http.triggering import CANNOT_STORE, compute_digest
+from stream_server.http.triggering import compute_digest
+from stream_server.journal.idempotency_keys import CANNOT_STORE
 from stream_server.journal.tool_dags import read_dag_descriptions
 from stream_server.protocol.bodies import DagItem
 from stream_server.protocol.input_frames import Input
