@@ -18,6 +18,7 @@ from stream_server.journal.human_input import InstanceName, fetch_requests
 from stream_server.journal.origin import adopt_foreign_journal
 from stream_server.journal.recent_rows import RecentRow
 from stream_server.journal.replica_snapshot import ReplicaSnapshot
+from stream_server.journal.row_slices import call_for_rows
 from stream_server.journal.status import JournalStatus, load_queries_for, read_status
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition, JournalRow
@@ -136,11 +137,9 @@ class JournalReader:
         first = records[0]
         if first["epoch"] != position.epoch:
             raise JournalUnreachable("The journal was replaced by another one")
-        found = [record[5:] for record in records if record["id"] is not None]
         # The next position is computed from all rows, also undecodable ones: otherwise they would be read again for
         # ever.
-        rows = [RecentRow(*columns[:3]) for columns in found]
-        transitions, skipped = decode_rows(found)
+        rows, transitions, skipped = await call_for_rows(_decode_batch, records)
         if lower_bound is None:
             snapshot = JournalPosition.from_snapshot(position.epoch, first["snapshot"])
         else:
@@ -230,6 +229,14 @@ def limit_to_newest_row(snapshot: JournalPosition, row: asyncpg.Record) -> Journ
     if newest < pruned_to or row["newest"] is None:
         return snapshot.up_to(pruned_to)
     return snapshot.up_to(newest, JournalRow.from_time(row["newest_id"], row["newest_at"]))
+
+
+def _decode_batch(
+    records: Sequence[asyncpg.Record],
+) -> tuple[list[RecentRow], list[Transition], list[SkippedRow]]:
+    """Return all rows of a read, the transitions, and the rows that can't be decoded."""
+    found = [record[5:] for record in records if record["id"] is not None]
+    return ([RecentRow(*columns[:3]) for columns in found], *decode_rows(found))
 
 
 def decode_rows(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Transition], list[SkippedRow]]:

@@ -38,6 +38,7 @@ from stream_server.journal.output_bodies import add_output_bodies
 from stream_server.journal.pacing import Pacing
 from stream_server.journal.reader import JournalReader, SkippedRow, log_skipped_rows
 from stream_server.journal.recent_rows import MAX_RECENT_ROWS, RecentRows
+from stream_server.journal.row_slices import ROWS_AT_ONCE
 from stream_server.journal.status import JournalStatus
 from stream_server.journal.undecodable_rows import LoggedCauses, ResyncTimer
 from stream_server.protocol.backoff import NO_JITTER, Backoff
@@ -285,8 +286,10 @@ class Tail:
         waits = dict(zip((row.txid for row in batch.rows), lags, strict=True))
         self._pacing.record(time.monotonic(), waits.values(), duration)
         self._observer.record_read(self._read_reason, len(batch.rows), duration)
-        for lag in lags:
+        for number, lag in enumerate(lags, 1):
             self._observer.record_lag(lag)
+            if number % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def _handle_skipped(self, skipped: Sequence[SkippedRow]) -> None:
         """Count and log rows that can't be decoded, and have clients resync: these rows are missing for them."""

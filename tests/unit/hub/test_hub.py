@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -181,12 +182,42 @@ async def test_transitions_during_a_load_follow_the_snapshot(loaded: LoadedHub) 
     assert {task.state for task in wire.frame.tasks if task.task_id == "ask"} == {"scheduled"}  # type: ignore[union-attr]
 
 
+async def test_a_resync_starts_few_reloads_in_one_step(loaded: LoadedHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_runs, "RELOADS_AT_ONCE", 2)
+    keys = [RunKey(KEY.dag_id, f"run {number}") for number in range(7)]
+    joining = [asyncio.create_task(loaded.hub.subscribe(key, UNTIL_RUN)) for key in keys]
+    for number in range(len(keys)):
+        await loaded.load(number + 1)
+    subscriptions = await asyncio.gather(*joining)
+    loaded.hub.resync(loaded.history.cursor(), "transitions_lost")
+    loaded.hub.resync(loaded.history.cursor(), "journal_changed")
+    subscriptions[5].close()
+    late = asyncio.create_task(loaded.hub.subscribe(keys[6], UNTIL_RUN))
+    started = [len(loaded.source.loads)]
+    while len(loaded.source.loads) < 2 * len(keys) - 1:
+        await asyncio.sleep(0)
+        started.append(len(loaded.source.loads))
+    assert max(after - before for before, after in pairwise(started)) <= 2
+    for number in range(len(keys), 2 * len(keys) - 1):
+        await loaded.load(number + 1)
+    subscriptions.append(await late)
+    del subscriptions[5]
+    await eventually_async(lambda: all(loaded.hub.run_state(key) is not None for key in keys[:5] + keys[6:]))
+    assert [taken(subscription) for subscription in subscriptions] == [
+        *[["snapshot", "reset", "snapshot"]] * 6,
+        ["snapshot"],
+    ]
+    for subscription in subscriptions:
+        subscription.close()
+    assert loaded.hub.statistics().runs == 0
+
+
 async def test_two_resyncs_lose_no_transition_between_them(loaded: LoadedHub) -> None:
     async with watching(loaded) as subscription:
         subscription.take()
-        loaded.hub.resync(loaded.history.cursor(), "transitions_lost")
-        loaded.hub.resync(loaded.history.cursor(), "transitions_lost")
-        await loaded.nth_load(3)
+        for number in (2, 3):
+            loaded.hub.resync(loaded.history.cursor(), "transitions_lost")
+            await loaded.nth_load(number)
         before = (loaded.history.state(), loaded.history.cursor())
         await loaded.load(2)
         await eventually_async(loaded.source.loads[1].done)
