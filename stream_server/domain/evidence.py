@@ -108,7 +108,7 @@ def find_answer(evidence: Evidence, task_id: str, needs_success: bool) -> Answer
     """
     run = evidence.run
     instances = run.tasks.get(task_id)
-    if instances is None or evidence.may_iterate(task_id):
+    if instances is None or evidence.may_iterate(task_id) or _is_about_to_be_removed(run, task_id):
         return "waiting"
     if is_expanded_to_nothing(run, task_id):
         return "value"
@@ -124,6 +124,17 @@ def find_answer(evidence: Evidence, task_id: str, needs_success: bool) -> Answer
     if not expected or count < expected:
         return "waiting"
     return "value" if values else "skipped"
+
+
+def can_answer(evidence: Evidence, task_id: str) -> bool:
+    """Whether a result task that waits may still give a value. Otherwise, it is skipped or fails."""
+    run, prediction = evidence.run, evidence.prediction
+    instances = run.tasks.get(task_id)
+    if instances is None or prediction is None or run.graph is None or task_id not in run.graph.tasks:
+        return True
+    if evidence.may_iterate(task_id) or _may_be_expanded_to_nothing(run, task_id):
+        return True
+    return any(ends & (Ends.SUCCESS | Ends.RUN) for ends in prediction.possible_states(task_id))
 
 
 def find_failed_result_task(evidence: Evidence, task_ids: Iterable[str]) -> FailedInstance | None:
@@ -166,6 +177,14 @@ def _have_all_ended(run: RunState) -> bool:
     A prediction does not look at this: it allows for `fail_fast`, by which another failure skips what has failed.
     """
     return run.has_ended or all(instances.by_state.keys() <= END_OF_STATE.keys() for instances in run.tasks.values())
+
+
+def _is_about_to_be_removed(run: RunState, task_id: str) -> bool:
+    """Whether the DAG does not have a task any more: each loop of the scheduler removes its instances, if they ended.
+
+    So `fail_fast` may skip a task that was removed, and the next loop removes it again.
+    """
+    return not run.has_ended and run.graph is not None and task_id not in run.graph.tasks
 
 
 def find_failed_leaf(evidence: Evidence) -> FailedInstance | None:
@@ -213,11 +232,15 @@ def _find_predicted_skips(evidence: Evidence, task_id: str) -> AbstractSet[int]:
     run, prediction = evidence.run, evidence.prediction
     if prediction is None or run.graph is None or task_id not in run.graph.tasks:
         return frozenset()
-    if run.graph.may_expand(task_id) and -1 in run.tasks[task_id]:
-        # It may become mapped over nothing, which is a value.
+    if _may_be_expanded_to_nothing(run, task_id):
         return frozenset()
     possible = prediction.possible_states(task_id).items()
     return frozenset().union(*(indexes for ends, indexes in possible if ends == Ends.SKIPPED))
+
+
+def _may_be_expanded_to_nothing(run: RunState, task_id: str) -> bool:
+    """Whether a task is not expanded yet, and so may become mapped over nothing, which is a value."""
+    return run.graph is not None and run.graph.may_expand(task_id) and -1 in run.tasks[task_id]
 
 
 def _find_failing(prediction: Prediction, task_id: str) -> AbstractSet[int]:

@@ -8,11 +8,13 @@ DAG version: what this run shows overrides what earlier runs showed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
+from stream_server.domain.evidence import FAILED_STATES
 from stream_server.domain.graph import Graph
-from stream_server.domain.prediction import END_OF_STATE
+from stream_server.domain.prediction import END_OF_STATE, UNSUCCESSFUL_STATES
 from stream_server.domain.run_state import RunState
-from stream_server.domain.trigger_rules import WAITS_FOR_ALL
+from stream_server.domain.trigger_rules import RUNS_ON_FAILURE, WAITS_FOR_ALL
 
 
 def find_marked_tasks(run: RunState) -> frozenset[str]:
@@ -58,10 +60,12 @@ def may_show_mark(run: RunState, result_tasks: tuple[str, ...]) -> bool:
         return False
     if not any(run.native_marks.get(task_id) is False for task_id in result_tasks):
         return False
-    known = run.native_marks.keys() | (run.earlier_marks or {}).keys() | run.graph.idle_when_all_succeed
+    known = run.native_marks.keys() | (run.earlier_marks or {}).keys()
     known |= {task_id for task_id in _find_awaited(run.graph, result_tasks) if not _runs_again(run, task_id)}
     return any(
-        task_id not in known and not task.is_teardown and not task.returns_nothing and not _has_ended(run, task_id)
+        task_id not in known
+        and not (task.is_teardown or task.returns_nothing)
+        and not (_has_ended(run, task_id) or _is_idle(run, run.graph, task_id))
         for task_id, task in run.graph.tasks.items()
     )
 
@@ -105,9 +109,32 @@ def _returns_nothing(run: RunState, task_id: str) -> bool:
 
     A task that failed counts as unknown: it may be marked, and then its failure is the failure of the run's result.
     """
-    instances = run.tasks.get(task_id)
-    states = instances.by_state.keys() if instances is not None else {None}
-    if states == {None} and run.graph is not None and task_id in run.graph.idle_when_all_succeed:
-        # A watcher has not run in the earlier runs either. The result does not wait for it unless it starts.
+    if _states_of(run, task_id) <= {"success", "skipped"}:
         return True
-    return states <= {"success", "skipped"}
+    return run.graph is not None and _is_idle(run, run.graph, task_id)
+
+
+def _is_idle(run: RunState, graph: Graph, task_id: str) -> bool:
+    """Whether a watcher waits for failures, and there are none yet, so that no result waits for its mark.
+
+    It has not run in the earlier runs either.
+    """
+    pending = [task_id] if task_id in graph.idle_when_all_succeed else []
+    seen = set(pending)
+    while pending:
+        one = pending.pop()
+        if not _states_of(run, one) <= {None}:
+            return False
+        wakes = FAILED_STATES if graph.tasks[one].trigger_rule in RUNS_ON_FAILURE else UNSUCCESSFUL_STATES
+        for above in graph.upstream[one]:
+            if above in graph.idle_when_all_succeed:
+                pending += {above} - seen
+                seen.add(above)
+            elif not wakes.isdisjoint(_states_of(run, above)):
+                return False
+    return bool(seen)
+
+
+def _states_of(run: RunState, task_id: str) -> AbstractSet[str | None]:
+    instances = run.tasks.get(task_id)
+    return {None} if instances is None else instances.by_state.keys()

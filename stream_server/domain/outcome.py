@@ -10,6 +10,7 @@ from stream_server.domain.evidence import (
     Answer,
     Evidence,
     FailedInstance,
+    can_answer,
     collect_evidence,
     find_answer,
     find_failed_leaf,
@@ -176,19 +177,23 @@ def _evaluate_tasks(evidence: Evidence, tasks: tuple[str, ...], options: WatchOp
         # A DAG may have a thousand result tasks, and the one that was awaited before is still open in most cases.
         return Undecided()
     answers = {task_id: find_answer(evidence, task_id, needs_success) for task_id in tasks}
-    run.awaited_task = next((task_id for task_id, answer in answers.items() if answer == "waiting"), None)
     kinds = set(answers.values())
     if "value" in kinds and "waiting" not in kinds:
         return _build_result(run, answers, options)
+    waiting = () if run.has_ended else [task_id for task_id, answer in answers.items() if answer == "waiting"]
+    run.awaited_task = next((task_id for task_id in waiting if can_answer(evidence, task_id)), None)
     # A result task may still answer, although something else fails the run.
-    may_answer = "waiting" in kinds and not run.has_ended
+    may_answer = bool(waiting) and ("value" in kinds or run.awaited_task is not None)
     if not may_answer and run.info.state != "success" and (failure := find_failed_leaf(evidence)):
-        return _build_failure(run, failure)
+        return _build_failure(run, failure)._replace(predicted=bool(waiting) or failure.ended is None)
     return _evaluate_end(run, answers)
 
 
 def _is_awaited(evidence: Evidence, task_id: str | None, needs_success: bool) -> bool:
-    return task_id is not None and find_answer(evidence, task_id, needs_success) == "waiting"
+    """Whether a result task waits, and may give a value."""
+    if task_id is None or find_answer(evidence, task_id, needs_success) != "waiting":
+        return False
+    return can_answer(evidence, task_id)
 
 
 def _evaluate_incomplete(evidence: Evidence, tasks: tuple[str, ...]) -> FailureKnown | Undecided:

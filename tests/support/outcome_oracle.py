@@ -257,13 +257,17 @@ class Oracle:
             return _Answer("failed" if is_final else "upstream_failed")
         values = {index: row for index, row in sorted(rows.items()) if row.has_current_value or row.state == "success"}
         skipped = [index for index, row in rows.items() if row.state == "skipped"]
-        if len(values) + len(skipped) < len(rows):
+        if len(values) + len(skipped) < len(rows) or self._is_about_to_be_removed(task_id):
             return _Answer("waiting")
         if not values:
             return self._answer_skipped(task_id, rows)
         if list(values) == [-1]:
             return _Answer("value", values[-1].value)
         return _Answer("value", [row.value for row in values.values()], list(values))
+
+    def _is_about_to_be_removed(self, task_id: str) -> bool:
+        """Whether the DAG does not have a task any more: the next loop of the scheduler removes its instances."""
+        return not self._dag.has_task(task_id) and self._tables.run.state not in {"success", "failed"}
 
     def _answer_skipped(self, task_id: str, rows: Mapping[int, InstanceRow]) -> _Answer:
         """Return whether a task that is skipped is mapped over nothing.

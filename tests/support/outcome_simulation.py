@@ -104,12 +104,15 @@ class SimulatedRun(NamedTuple):
     def ended(self) -> bool:
         return self.moments[-1].state in FINAL
 
-    def answers(self, task_id: str) -> bool:
-        """Whether a result task has a result at the end. Mapped over nothing, it is an empty list."""
-        rows = {index: row for (name, index), row in self.moments[-1].rows.items() if name == task_id}
-        if rows.keys() == {-1} and rows[-1].state == "skipped" and not rows[-1].dated:
+    def fails(self, option: str) -> bool:
+        """Whether the outcome is a failure. A skip is none, unless the run fails; an empty mapping is an empty list."""
+        state = self.moments[-1].state
+        rows = {index: row for (name, index), row in self.moments[-1].rows.items() if name == option}
+        states = {row.state for row in rows.values()}
+        if states & {"failed", "upstream_failed"} or states == {"removed"}:
             return True
-        return {row.state for row in rows.values() if row.state != "removed"} == {"success"}
+        is_empty = rows.keys() == {-1} and rows[-1].state == "skipped" and not rows[-1].dated
+        return state == "failed" and not is_empty and "success" not in states
 
     def first_reported_at(self, option: str) -> int | None:
         """Return the first moment at which a failure was reported."""
@@ -266,11 +269,8 @@ def _is_replaced(moment: Moment, last: Moment, instance: InstanceKey) -> bool:
 
 def _is_wrong(simulated: SimulatedRun, moment: Moment, option: str, decision: FailureKnown) -> list[str]:
     found: list[str] = []
-    if option == DEFAULT_OPTIONS:
-        if simulated.moments[-1].state != "failed":
-            found.append(f"the run does not fail: {decision}")
-    elif simulated.answers(option):
-        found.append(f"{option} has a result: {decision}")
+    if not simulated.fails(option):
+        found.append(f"{option or 'the run'} does not fail: {decision}")
     assert decision.task_id is not None, "the others are left out"
     assert decision.map_index is not None, "a task is named with an index"
     root_cause = moment.rows[decision.task_id, decision.map_index]
@@ -295,35 +295,35 @@ class FailureTiming(Enum):
     """When a failure was reported."""
 
     AT_ONCE = "at once"
-    """At the first fatal moment: at the moment before, a result was still possible."""
+    """At the first fatal moment: at the moment before, a result or a skip was still possible."""
 
     HOPELESS = "hopeless"
-    """No simulated run of this DAG had the result."""
+    """All simulated runs of this DAG fail."""
 
     LATE = "late"
-    """At the moment before, no simulated run had the result any more."""
+    """At the moment before, all simulated runs already fail."""
 
 
 def measure_failure_timing(case: Case, field: SchedulerDatabase, simulated: SimulatedRun, option: str) -> FailureTiming:
     """Return when a failure was reported, compared with the first fatal moment.
 
-    The same run is simulated again up to the moment before the report, then with successes only. If that gives no
-    result (because of a rule like `one_failed`), it is simulated with one task that fails or skips itself, and at
-    random. If any of these runs has the result, the failure was not certain before the report. Otherwise the report
-    was late, or a possible run was not tried.
+    The same run is simulated again up to the moment before the report, then with successes only. If that fails too
+    (because of a rule like `one_failed`), it is simulated with one task that fails or skips itself, and at random. If
+    any of these runs has a result, or a skip, the failure was not certain before the report. Otherwise the report was
+    late, or a possible run was not tried.
     """
     reported_at = simulated.first_reported_at(option)
     before = (len(simulated.moments) if reported_at is None else reported_at) - 1
-    if before < 0 or _result_is_possible(case, field, simulated, option, before):
+    if before < 0 or _may_not_fail(case, field, simulated, option, before):
         return FailureTiming.AT_ONCE
     return (
         FailureTiming.LATE
-        if before > 0 and _result_is_possible(case, field, simulated, option, 0)
+        if before > 0 and _may_not_fail(case, field, simulated, option, 0)
         else FailureTiming.HOPELESS
     )
 
 
-def _result_is_possible(case: Case, field: SchedulerDatabase, simulated: SimulatedRun, option: str, until: int) -> bool:
+def _may_not_fail(case: Case, field: SchedulerDatabase, simulated: SimulatedRun, option: str, until: int) -> bool:
     # A behaviour that only concerns a task that has ended gives the run that it gives without this task.
     open_tasks = [task_id for task_id in case.graph.tasks if not _has_ended(case, simulated.moments[until], task_id)]
     others = [
@@ -332,9 +332,7 @@ def _result_is_possible(case: Case, field: SchedulerDatabase, simulated: Simulat
         *(WorkerBehaviour(0.95, skipping=task_id) for task_id in open_tasks),
         *(WorkerBehaviour(eager, 0.3, 0.3, 0.0, decide=case.branching) for eager in (0.2, 0.4, 0.6, 0.8)),
     ]
-    return any(
-        _has_result(simulate(case, field, until=until, then=then), option) for then in (WorkerBehaviour(), *others)
-    )
+    return not all(simulate(case, field, until=until, then=then).fails(option) for then in (WorkerBehaviour(), *others))
 
 
 def _has_ended(case: Case, moment: Moment, task_id: str) -> bool:
@@ -344,14 +342,10 @@ def _has_ended(case: Case, moment: Moment, task_id: str) -> bool:
     return all(row.state in ENDS for (name, _), row in moment.rows.items() if name == task_id)
 
 
-def _has_result(simulated: SimulatedRun, option: str) -> bool:
-    return simulated.moments[-1].state == "success" if option == DEFAULT_OPTIONS else simulated.answers(option)
-
-
 def failed_options(case: Case, simulated: SimulatedRun) -> list[str]:
-    """Return the watch options without a result, except for tasks that failed by themselves."""
+    """Return the watch options that fail, except for tasks that failed by themselves."""
     options = [*case.graph.tasks, *([DEFAULT_OPTIONS] if case.graph.only_leaf is None else [])]
-    return [one for one in options if not _has_result(simulated, one) and not _fails_by_itself(simulated, one)]
+    return [one for one in options if simulated.fails(one) and not _fails_by_itself(simulated, one)]
 
 
 def _fails_by_itself(simulated: SimulatedRun, option: str) -> bool:

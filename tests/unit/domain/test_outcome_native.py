@@ -215,7 +215,26 @@ class TestAfterAnEndedRun:
         history.run_task("left", 1)
         assert isinstance(evaluate(history.state(), WatchOptions()), ResultKnown)
         history.set_task("log", "failed")
+        assert evaluate(history.state(), WatchOptions()) == Undecided()
         history.start("alarm")
+        assert evaluate(history.state(), WatchOptions()) == Undecided()
+
+    @pytest.mark.parametrize("rule", ["all_failed", "one_failed"])
+    def test_a_watcher_that_is_about_to_run_may_show_its_mark(self, rule: str) -> None:
+        watched = dag(
+            {
+                "log": Node("answer", "alarm"),
+                "answer": Node(trigger_rule="always"),
+                "alarm": Node(trigger_rule=rule),
+            }
+        )
+        history = history_of(watched, marked=("alarm",), earlier={"log": False})
+        history.start("log")
+        history.run_task("answer", 1)
+        assert isinstance(evaluate(history.state(), WatchOptions()), ResultKnown)
+        history.set_task("log", "skipped")
+        assert isinstance(evaluate(history.state(), WatchOptions()), ResultKnown)
+        history.set_task("log", "failed")
         assert evaluate(history.state(), WatchOptions()) == Undecided()
 
     def test_moved_mark_invalidates_earlier_marks(self) -> None:

@@ -74,6 +74,18 @@ class TestSkippedResultTask:
         assert isinstance(end, End)
         assert (end.outcome, end.reason) == ("none", "task_skipped")
 
+    def test_a_removed_task_that_fail_fast_skips_is_removed_again(self) -> None:
+        history = History(graph({"other": [], "log": []}, {}))
+        history.set_task("answer", "removed")
+        reader = SimulatedReader(history, "other", "answer", until="run")
+        history.run_task("other", 1)
+        history.set_task("log", "failed")
+        history.set_task("answer", "skipped")
+        assert results_of(reader.catch_up()) == []
+        history.set_task("answer", "removed")
+        history.set_run("failed")
+        assert failure_of(reader.catch_up()).reason == "task_removed"
+
     def test_outcome_is_the_failure_if_the_run_fails(self) -> None:
         history = History(graph({"ask": ["answer", "log"], "answer": [], "log": []}, {}))
         reader = SimulatedReader(history, "answer")

@@ -105,3 +105,40 @@ class TestPredicted:
         history.set_task("square", "failed", 1)
         failure = failure_of(reader.catch_up())
         assert (failure.task_id, failure.map_index, failure.predicted) == ("square", 1, True)
+
+
+class TestResultTaskWithoutSuccess:
+    """A result task that can only fail or be skipped, in a run that is certain to fail."""
+
+    def test_failure_is_sent_before_it_is_known_which_of_both_happens(self) -> None:
+        history = History(graph({"fetch": ["a", "log"], "a": ["answer"], "b": ["answer"], "log": [], "answer": []}, {}))
+        reader = SimulatedReader(history, "answer", until="run")
+        history.start("b")
+        history.start("fetch")
+        history.set_task("fetch", "failed")
+        failure = failure_of(reader.catch_up())
+        assert (failure.task_id, failure.predicted) == ("fetch", True)
+        # The loop that fails `a` skips `answer`, which does not see `a` yet.
+        history.set_task("b", "skipped")
+        for task_id, state in (("a", "upstream_failed"), ("log", "upstream_failed"), ("answer", "skipped")):
+            history.set_task(task_id, state)
+        history.set_run("failed")
+        assert types(reader.catch_up()) == ["end"]
+
+    def test_nothing_is_sent_while_the_run_may_succeed(self) -> None:
+        history = History(graph({"fetch": ["a"], "a": ["answer"], "b": ["answer"], "answer": []}, {}))
+        reader = SimulatedReader(history, "answer", until="run")
+        history.start("b")
+        history.start("fetch")
+        history.set_task("fetch", "failed")
+        assert reader.catch_up() == []
+
+    def test_nothing_is_sent_while_another_result_task_may_have_a_value(self) -> None:
+        history = History(graph({"fetch": ["a", "log"], "a": ["x"], "b": ["x"], "log": [], "x": [], "y": []}, {}))
+        reader = SimulatedReader(history, "x", "y", until="run")
+        history.start("b")
+        history.start("y")
+        history.push("y", 1)
+        history.start("fetch")
+        history.set_task("fetch", "failed")
+        assert reader.catch_up() == []
