@@ -1,4 +1,4 @@
-"""The XCom with which a task pushes output (`docs/authoring.md`, "Tasks in other languages"). Pure."""
+"""The XCom with which a task pushes output (`docs/other-languages.md`). Pure."""
 
 from __future__ import annotations
 
@@ -41,9 +41,13 @@ class OutputBatch(msgspec.Struct, frozen=True):
     """An item of a kind that this version does not know has none of the members; an invalid one is `None`."""
 
 
+WholeNumber = Annotated[float, msgspec.Meta(multiple_of=1)]
+"""Some languages write whole numbers as `1.0`."""
+
+
 class _UncheckedBatch(msgspec.Struct, frozen=True):
-    try_number: int
-    index: Annotated[int, msgspec.Meta(ge=0)]
+    try_number: WholeNumber
+    index: Annotated[WholeNumber, msgspec.Meta(ge=0, le=2**53)]
     items: list[msgspec.Raw]
 
 
@@ -60,20 +64,22 @@ INVALID = (msgspec.MsgspecError, RecursionError)
 
 _batch_decoder = msgspec.json.Decoder(OutputBatch)
 _unchecked_decoder = msgspec.json.Decoder(_UncheckedBatch)
+_text_decoder = msgspec.json.Decoder(str)
 _item_decoder = msgspec.json.Decoder(OutputItem)
 
 
 def decode_batch(body: bytes | str) -> OutputBatch | None:
-    """Return the value of an XCom as a batch; `None` if it is not one."""
+    """Return the value of an XCom as a batch; `None` if it is not one, nor the JSON text of one."""
     try:
         return _batch_decoder.decode(body)
     except INVALID:
         pass
     try:
-        batch = _unchecked_decoder.decode(body)
+        is_text = body[:1] in {'"', b'"'}
+        batch = _unchecked_decoder.decode(_text_decoder.decode(body) if is_text else body)
     except INVALID:
         return None
-    return OutputBatch(batch.try_number, batch.index, [_decode_item(item) for item in batch.items])
+    return OutputBatch(int(batch.try_number), int(batch.index), [_decode_item(item) for item in batch.items])
 
 
 def find_value(item: OutputItem) -> tuple[type[AnyOutputFrame] | None, Any]:
@@ -83,7 +89,8 @@ def find_value(item: OutputItem) -> tuple[type[AnyOutputFrame] | None, Any]:
             return kind, value
     if item.progress is msgspec.UNSET:
         return None, None
-    return Progress, Report(fraction=item.progress, text=item.text)
+    fraction = None if item.progress is None else min(max(item.progress, 0.0), 1.0)
+    return Progress, Report(fraction=fraction, text=item.text)
 
 
 def _decode_item(item: msgspec.Raw) -> OutputItem | None:
