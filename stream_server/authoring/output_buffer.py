@@ -46,6 +46,12 @@ MAX_INTERVAL_MS = 60 * 60 * 1000
 MAX_FAILURES = 3
 """Consecutive failed pushes after which a try emits nothing more."""
 
+BUSY_ERROR = "DeadlockImminentError"
+"""Error of Airflow 3.3 and later for a call from an event loop while another request of the loop is in flight."""
+
+MAX_BUSY_PUSHES = 1000
+"""Consecutive pushes with that error that are not failures. A request of a tool of an agent can take seconds."""
+
 CLOSE_TIMEOUT_SECONDS = 10.0
 """How long the end of a task waits for the last push."""
 
@@ -73,6 +79,7 @@ class OutputBuffer:
         self._next_index = first_index
         self._bytes_left = _read_max_try_bytes()
         self._failures = 0
+        self._busy_pushes = 0
         self._pacing = PushPacing(_read_push_interval(), threaded=threaded)
         self._timer_loop: AbstractEventLoop | None = None
         self._closed = False
@@ -162,11 +169,14 @@ class OutputBuffer:
             try:
                 self._push(self._unsent_batch)
             except Exception as error:  # noqa: BLE001 # no error may fail the task
-                self._record_failure(error)
+                if type(error).__name__ == BUSY_ERROR and self._busy_pushes < MAX_BUSY_PUSHES:
+                    self._busy_pushes += 1
+                else:
+                    self._record_failure(error)
                 return False
             finally:
                 self._pacing.record_push(began, time.monotonic())
-            self._unsent_batch, self._failures = None, 0
+            self._unsent_batch, self._failures, self._busy_pushes = None, 0, 0
         return True
 
     def _take_batch(self) -> dict[str, Any] | None:

@@ -147,6 +147,39 @@ def test_close_gives_up_after_repeated_failures(monkeypatch: pytest.MonkeyPatch,
     assert (airflow.values, airflow.calls) == (["a"], 1 + MAX_FAILURES)
 
 
+class DeadlockImminentError(RuntimeError):
+    """As Airflow 3.3 raises it."""
+
+
+def test_a_push_beside_another_request_of_the_event_loop_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    airflow = Airflow()
+    busy = [True]
+
+    def push(batch: Batch) -> None:
+        if busy[0]:
+            raise DeadlockImminentError
+        airflow.push(batch)
+
+    buffer = OutputBuffer(2, push, threaded=False)
+    for value in range(10 * MAX_FAILURES):
+        buffer.add({"chunk": value})
+        buffer.flush()
+    busy[0] = False
+    buffer.close()
+    assert airflow.values == [*range(10 * MAX_FAILURES)]
+    assert not caplog.records
+
+
+def test_a_connection_that_stays_busy_is_given_up() -> None:
+    def push(_batch: Batch) -> None:
+        raise DeadlockImminentError
+
+    buffer = OutputBuffer(2, push, threaded=False)
+    buffer.add({"chunk": "a"})
+    buffer.close()
+    assert not buffer._has_items
+
+
 def test_repeated_failures_stop_the_output() -> None:
     airflow = Airflow()
     airflow.failures = 100

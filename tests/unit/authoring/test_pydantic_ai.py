@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +35,10 @@ from pydantic_ai.models.test import TestModel
 from stream_server.authoring import agent_output
 from stream_server.authoring import pydantic_ai as capability_module
 from stream_server.authoring.pydantic_ai import StreamOutput
+from stream_server.authoring.result_marks import is_marked
 from stream_server.domain.output_batch import OutputItem, _item_decoder
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "agents.md"
 
 Item = dict[str, Any]
 Delta = str | dict[int, Any]
@@ -201,3 +207,21 @@ def test_a_mapped_task_stores_the_same_text_each_time() -> None:
     assert "0x" not in repr(StreamOutput())
     assert StreamOutput.get_serialization_name() is None
     assert pydantic_ai.__version__
+
+
+def test_without_pydantic_ai_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydantic_ai.capabilities", None)
+    spec = importlib.util.spec_from_file_location("without_pydantic_ai", str(capability_module.__file__))
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(ImportError, match="pip install apache-airflow-providers-common-ai"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_the_documented_example_is_a_dag_file() -> None:
+    (example,) = re.findall(r"```python\n(.+?)\n```", DOCS.read_text(), re.DOTALL)
+    namespace: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example, str(DOCS), "exec"), namespace)
+    dag = namespace["weather_agent"]()
+    dag.validate()
+    assert [(task.task_id, is_marked(task)) for task in dag.tasks] == [("answer", True)]
