@@ -37,7 +37,7 @@ class UiMessageTranslator:
 
     def __init__(self, key: RunKey, *, resets_steps: bool) -> None:
         self._key, self._resets_steps = key, resets_steps
-        self._answer = Answer()
+        self._answer = Answer(keeps_agent_steps=resets_steps)
         self._text_count = 0
         self._is_text_open = False
         self._open_sections: dict[str, None] = {}

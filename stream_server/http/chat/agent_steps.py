@@ -41,9 +41,6 @@ class ToolEnded(NamedTuple):
 
 
 AgentStep: TypeAlias = Thought | ToolStarted | ToolEnded
-FrameKey: TypeAlias = tuple[str, int, int | None, int, int]
-"""Task, map index, iteration, number of the try, and index."""
-
 EMPTY = msgspec.Raw(b"null")
 
 
@@ -62,11 +59,18 @@ def describe_tool(step: ToolStarted | ToolEnded) -> str | None:
 
 
 class AgentSteps:
-    """The steps of all tasks of a run, each once: after a retraction, the frames that hold come again."""
+    """The steps of all tasks of a run, each once: after a retraction, the frames that hold come again.
 
-    def __init__(self) -> None:
-        self._seen: set[FrameKey] = set()
-        self._standing: dict[FrameKey, AgentStep] = {}
+    Args:
+        keeps_standing: Whether `standing` is needed. Models think in thousands of small parts.
+    """
+
+    def __init__(self, *, keeps_standing: bool = False) -> None:
+        self._next_index: dict[str, int] = {}
+        """By attempt, the index after the frames that the client has learned from."""
+
+        self._keeps_standing = keeps_standing
+        self._standing: list[AgentStep] = []
         self._sections: dict[str, int] = {}
         self._is_thinking: set[str] = set()
         self._names: dict[str, str] = {}
@@ -74,11 +78,14 @@ class AgentSteps:
     @property
     def standing(self) -> list[AgentStep]:
         """The steps that hold, oldest first."""
-        return [*self._standing.values()]
+        return [*self._standing]
 
     def retract(self) -> None:
         """Begin again: the steps that hold come again."""
         self._standing.clear()
+        # The frames that come again get the same sections.
+        self._sections.clear()
+        self._is_thinking.clear()
 
     def add(self, frame: OutputFrame, instance: str) -> list[AgentStep]:
         """Return what a client learns from a frame with output of a task instance, which has a unique name."""
@@ -89,11 +96,12 @@ class AgentSteps:
             if isinstance(frame, Chunk):
                 self._is_thinking.discard(attempt)
             return []
-        key = (frame.task_id, frame.map_index, frame.iteration, frame.try_number, frame.index)
-        is_new = key not in self._seen
-        self._seen.add(key)
-        self._standing[key] = step
-        return [step] if is_new else []
+        if self._keeps_standing:
+            self._standing.append(step)
+        if frame.index < self._next_index.get(attempt, 0):
+            return []
+        self._next_index[attempt] = frame.index + 1
+        return [step]
 
     def _build_step(self, frame: OutputFrame, attempt: str) -> AgentStep | None:
         match frame:

@@ -65,11 +65,15 @@ Step: TypeAlias = TextStep | AgentStep | Activity | Failed | Finished
 
 
 class Answer:
-    """Turns frames into the steps of an answer. The stream must be watched until the result."""
+    """Turns frames into the steps of an answer. The stream must be watched until the result.
 
-    def __init__(self) -> None:
+    Args:
+        keeps_agent_steps: Whether `agent_steps` is needed.
+    """
+
+    def __init__(self, *, keeps_agent_steps: bool = False) -> None:
         self._text = AnswerText()
-        self._agents = AgentSteps()
+        self._agents = AgentSteps(keeps_standing=keeps_agent_steps)
         self._result_tasks: frozenset[str] = frozenset()
         self._outcome: Result | Failure | None = None
         self._is_withheld = False

@@ -78,7 +78,7 @@ def test_a_result_has_the_name_of_its_call() -> None:
 
 
 def test_what_holds_after_a_retraction_is_no_news() -> None:
-    answer = Answer()
+    answer = Answer(keeps_agent_steps=True)
     other = output(Thinking, 0, "other", task_id="plan")
     apply(answer, output(Thinking, 0, "first"), other)
     apply(answer, Reset(**KEY._asdict(), reason="retried"))
@@ -86,6 +86,19 @@ def test_what_holds_after_a_retraction_is_no_news() -> None:
     assert apply(answer, other) == []
     assert apply(answer, output(Thinking, 0, "again", try_number=2)) == [Thought("answer/2/thinking-1", "again")]
     assert answer.agent_steps == [Thought("plan/1/thinking-1", "other"), Thought("answer/2/thinking-1", "again")]
+
+
+def test_sections_continue_after_a_retraction() -> None:
+    answer = Answer()
+    frames = [
+        output(Thinking, 0, "a", task_id="plan"),
+        output(Chunk, 1, raw("text"), task_id="plan"),
+        output(Thinking, 2, "b", task_id="plan"),
+    ]
+    before = apply(answer, *frames)
+    apply(answer, Reset(**KEY._asdict(), reason="retried"), *frames)
+    assert apply(answer, output(Thinking, 3, "c", task_id="plan")) == [Thought("plan/1/thinking-2", "c")]
+    assert before[-1] == Thought("plan/1/thinking-2", "b")
 
 
 def test_withheld_output_is_no_step() -> None:
