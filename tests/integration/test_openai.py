@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.openai import endpoints
+from stream_server.http.openai.response_objects import encode_response_id
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest, TruncatedResponse
@@ -284,6 +285,24 @@ async def test_thinking_and_tool_calls_are_reasoning(
         "\n\n21 degrees."
     )
     assert not any(delta.tool_calls for delta in deltas), "the client would run the tools"
+
+
+async def test_thinking_is_part_of_answers_that_are_not_streamed(
+    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    thinking = "They ask for the weather.\n\n21 degrees."
+    asking = asyncio.create_task(client.chat.completions.create(model="chat", messages=WHY))
+    key = await begin_answer(airflow, stub, *AGENT_ITEMS)
+    await airflow.push(key, "answer", AGENT_ANSWER)
+    message = (await asking).choices[0].message
+    assert (message.content, getattr(message, "reasoning_content", None)) == (AGENT_ANSWER, thinking)
+    found = await client.responses.retrieve(encode_response_id(key))
+    streamed = [event async for event in await client.responses.retrieve(encode_response_id(key), stream=True)]
+    assert streamed[-1].type == "response.completed"
+    for response in (found, streamed[-1].response):
+        assert response.output_text.endswith(AGENT_ANSWER)
+        (reasoning,) = [item for item in response.output if item.type == "reasoning"]
+        assert [content.text for content in reasoning.content or []] == [thinking]
 
 
 async def test_an_answer_waits_until_a_human_has_answered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -56,6 +57,15 @@ def describe_tool(step: ToolStarted | ToolEnded) -> str | None:
     else:
         return None
     return text if len(text) <= MAX_LINE_CHARACTERS else text[: MAX_LINE_CHARACTERS - 1] + "…"
+
+
+def join_thinking(steps: Iterable[AgentStep]) -> str:
+    """Return the thinking in some steps, with an empty line between sections."""
+    sections: dict[str, list[str]] = {}
+    for step in steps:
+        if isinstance(step, Thought):
+            sections.setdefault(step.section, []).append(step.text)
+    return "\n\n".join(["".join(texts) for texts in sections.values()])
 
 
 class AgentSteps:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import anyio
 from starlette.requests import Request
 
+from stream_server.http.chat.agent_steps import join_thinking
 from stream_server.http.chat.answer import Answer, Failed, Finished
 from stream_server.http.chat.run import AnsweringRun
 from stream_server.http.delivery.due_frames import watch_due_frames
@@ -26,10 +27,13 @@ class AnswerState(NamedTuple):
     end: Finished | Failed | None
     """`None` while it is in progress."""
 
+    thinking: str
+    """The thinking of AI agents."""
+
 
 class _Reader:
     def __init__(self) -> None:
-        self._answer = Answer()
+        self._answer = Answer(keeps_agent_steps=True)
         self._end: Finished | Failed | None = None
 
     def apply(self, wires: Sequence[Wire]) -> None:
@@ -40,7 +44,7 @@ class _Reader:
 
     @property
     def state(self) -> AnswerState:
-        return AnswerState(self._answer.text, self._end)
+        return AnswerState(self._answer.text, self._end, join_thinking(self._answer.agent_steps))
 
 
 async def read_whole_answer(request: Request, run: AnsweringRun, transport: str) -> AnswerState:

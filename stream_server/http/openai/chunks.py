@@ -45,9 +45,11 @@ class CompletionHead(NamedTuple):
         """Return the event with the usage, which has no part of the message."""
         return self._encode_event([], {"usage": usage})
 
-    def build_completion(self, content: str, usage: Json) -> Json:
+    def build_completion(self, content: str, usage: Json, thinking: str = "") -> Json:
         """Return the body of a response that is not streamed."""
         message = {"role": "assistant", "content": content, "refusal": None}
+        if thinking:
+            message["reasoning_content"] = thinking
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         return {**self._members("chat.completion"), "choices": [choice], "usage": usage}
 

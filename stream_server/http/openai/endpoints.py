@@ -93,12 +93,12 @@ def _answer_locally(wanted: CompletionRequest, task: str) -> Response:
 
 async def _respond_with_answer(request: Request, run: AnsweringRun, head: CompletionHead) -> Response:
     """Respond when the answer is complete, however long that takes."""
-    text, end = await read_whole_answer(request, run, TRANSPORT)
+    text, end, thinking = await read_whole_answer(request, run, TRANSPORT)
     match end:
         case Failed():
             return respond(build_error(end.message, end.status, end.code), {**run.headers, **NO_RETRY}, end.status)
         case Finished():
-            return respond(head.build_completion(text, build_usage(end.value)), run.headers)
+            return respond(head.build_completion(text, build_usage(end.value), thinking), run.headers)
         case None:
             # Nothing receives this: the client has disconnected.
             return Response(status_code=499)

@@ -55,17 +55,24 @@ class ResponseHead(NamedTuple):
 
     @property
     def message_id(self) -> str:
-        """ID of the only item of the output."""
+        """ID of the item with the answer."""
         return f"msg_{self.key.run_id}"
 
     def build_response(
-        self, status: str, text: str | None = None, *, error: Json | None = None, usage: Json | None = None
+        self,
+        status: str,
+        text: str | None = None,
+        *,
+        thinking: str = "",
+        error: Json | None = None,
+        usage: Json | None = None,
     ) -> Json:
         """Return the response.
 
         Args:
             status: `queued`, `in_progress`, `completed`, `failed` or `cancelled`.
             text: The text of the answer; `None` for no output.
+            thinking: The thinking of AI agents. It follows the answer, which has the first place in a stream.
             error: `{"code", "message"}`.
             usage: That of a chat completion.
         """
@@ -76,7 +83,7 @@ class ResponseHead(NamedTuple):
             "status": status,
             "background": self.is_background,
             "model": self.key.dag_id,
-            "output": [] if text is None else [self.build_item(text, status)],
+            "output": [*([] if text is None else [self.build_item(text, status)]), *self._build_reasoning(thinking)],
             "error": error,
             "incomplete_details": None,
             "instructions": None,
@@ -89,6 +96,14 @@ class ResponseHead(NamedTuple):
             "top_p": None,
             "usage": None if usage is None else _build_usage(usage),
         }
+
+    def _build_reasoning(self, thinking: str) -> list[Json]:
+        content = [{"type": "reasoning_text", "text": thinking}]
+        return (
+            [{"type": "reasoning", "id": f"rs_{self.key.run_id}", "summary": [], "content": content}]
+            if thinking
+            else []
+        )
 
     def build_item(self, text: str | None, response_status: str) -> Json:
         """Return the item of the output. A `text` of `None` is the empty item at the beginning."""

@@ -6,7 +6,7 @@ answer itself: those of the text are its length so far. They grow with each even
 
 from __future__ import annotations
 
-from stream_server.http.chat.agent_steps import Thought, ToolEnded, ToolStarted
+from stream_server.http.chat.agent_steps import Thought, ToolEnded, ToolStarted, join_thinking
 from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step
 from stream_server.http.chat.answer_text import Append, Restart
 from stream_server.http.openai.chunks import build_usage
@@ -31,7 +31,7 @@ class ResponseTranslator:
 
     def __init__(self, head: ResponseHead, starting_after: int = -1) -> None:
         self._head, self._after = head, starting_after
-        self._answer = Answer()
+        self._answer = Answer(keeps_agent_steps=True)
         self._text = ""
         self._skipped = max(0, starting_after - FIRST_EVENTS + 1)
         """Characters of the text that the client still has, and that come again."""
@@ -57,7 +57,8 @@ class ResponseTranslator:
             case Restart():
                 return self._append(BREAK + step.text if self._text else step.text)
             case Activity() | Thought() | ToolStarted() | ToolEnded():
-                # A client resumes with the number of an event, which follows from the length of the text alone.
+                # A client resumes with the number of an event, which follows from the length of the text alone. The
+                # thinking is in the complete response.
                 return b""
             case Failed():
                 return self._fail(step)
@@ -73,12 +74,13 @@ class ResponseTranslator:
 
     def _finish(self, step: Finished) -> bytes:
         item = {"output_index": 0, "item": self._head.build_item(self._text, "completed")}
-        usage = build_usage(step.value)
+        thinking, usage = join_thinking(self._answer.agent_steps), build_usage(step.value)
+        response = self._head.build_response("completed", self._text, thinking=thinking, usage=usage)
         events: tuple[tuple[str, Json], ...] = (
             ("response.output_text.done", {**self._place, "text": self._text, "logprobs": []}),
             ("response.content_part.done", {**self._place, "part": build_part(self._text)}),
             ("response.output_item.done", item),
-            ("response.completed", {"response": self._head.build_response("completed", self._text, usage=usage)}),
+            ("response.completed", {"response": response}),
         )
         return b"".join(
             [self._encode(kind, self._number + 1 + index, members) for index, (kind, members) in enumerate(events)]

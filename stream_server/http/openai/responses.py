@@ -152,7 +152,9 @@ def _build_response(head: ResponseHead, answer: AnswerState, headers: dict[str, 
         case Failed():
             return respond(head.build_response("failed", answer.text, error=build_response_error(answer.end)), headers)
         case Finished():
-            return respond(head.build_response("completed", answer.text, usage=build_usage(answer.end.value)), headers)
+            usage = build_usage(answer.end.value)
+            complete = head.build_response("completed", answer.text, thinking=answer.thinking, usage=usage)
+            return respond(complete, headers)
         case None:
             return respond(head.build_response("in_progress", answer.text or None), headers)
 
