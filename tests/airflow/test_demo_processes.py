@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from stream_server.cli.demo.errors import DemoError
+from support.airflow_callers import RARE_GARBAGE
 from support.postgres import DATA_DIR
 from support.waiting import eventually
 
@@ -37,7 +38,13 @@ class Demo:
         self._output, self._messages = directory / "stdout", directory / "stderr"
         command = [sys.executable, "-m", "stream_server", "demo", "--data-dir", str(DATA_DIR), *options]
         with self._output.open("w") as output, self._messages.open("w") as messages:
-            self.process = subprocess.Popen(command, stdout=output, stderr=messages, start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, "PYTHONPATH": str(RARE_GARBAGE)},
+                stdout=output,
+                stderr=messages,
+                start_new_session=True,
+            )
 
     @property
     def output(self) -> str:

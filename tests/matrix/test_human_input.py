@@ -17,6 +17,7 @@ from stream_server.cli.demo.server import StreamServerProcess, server_environmen
 from support.airflow_callers import SECRET, make_token
 from support.human_forms import DAG_ID, DAGS, Callers, HumanForms, check_human_forms
 from support.postgres import DATA_DIR
+from support.stack import QUIET
 
 VERSIONS = ("3.1.8", "3.2.2")
 """From 3.3 on, tasks do not need a triggerer to wait: tests/airflow."""
@@ -37,7 +38,7 @@ async def test_each_request_is_answered_once_by_users_that_may(
         dags=[DAGS],
         bytecode=template_cluster.bytecode_dir(DATA_DIR / "cache"),
         triggerer=True,
-        settings={"AIRFLOW__API_AUTH__JWT_SECRET": SECRET},
+        settings={"AIRFLOW__API_AUTH__JWT_SECRET": SECRET, **QUIET},
         python=environment_python(version),
     )
     server = StreamServerProcess(

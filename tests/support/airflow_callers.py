@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ SECRET = "a-secret-that-all-tests-of-this-airflow-share" * 2
 """`[api_auth] jwt_secret` of the tests' Airflow: with it, tests make tokens without a login."""
 
 AUTH_MANAGER = Path(__file__).parents[1] / "airflow" / "auth"
+RARE_GARBAGE = Path(__file__).with_name("rare_garbage")
+"""Folder for PYTHONPATH: processes collect garbage rarely, as do those of `support.fast_start`."""
 
 
 def airflow_settings(denied: Path) -> dict[str, str]:
@@ -23,7 +26,7 @@ def airflow_settings(denied: Path) -> dict[str, str]:
     return {
         "AIRFLOW__API_AUTH__JWT_SECRET": SECRET,
         "AIRFLOW__CORE__AUTH_MANAGER": "strict_auth_manager.StrictAuthManager",
-        "PYTHONPATH": str(AUTH_MANAGER),
+        "PYTHONPATH": os.pathsep.join(map(str, (AUTH_MANAGER, RARE_GARBAGE))),
         "DENIED_FILE": str(denied),
     }
 

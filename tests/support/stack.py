@@ -10,7 +10,7 @@ import pytest
 
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
-from support.airflow_callers import DeniedPermissions, airflow_settings
+from support.airflow_callers import RARE_GARBAGE, DeniedPermissions, airflow_settings
 from support.airflow_version import HAS_LOOPS
 from support.authoring_forms import DAGS
 from support.example_dags import example_folders
@@ -28,8 +28,7 @@ EXAMPLES = ("example_hitl_operator",)
 
 PLUGINS = Path(__file__).resolve().parents[1] / "airflow" / "plugins"
 
-LOW_LOAD = {
-    "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS),
+QUIET = {
     # Parsing all files again and again takes more than half a core.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     # No test changes a DAG file while Airflow runs; looking for changes takes a twentieth of a core.
@@ -37,7 +36,13 @@ LOW_LOAD = {
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "600",
     # A loop of the idle scheduler takes 20 ms of CPU time, with its queries: at 0.1 s, a fifth of a core all the time.
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
+    # Garbage collections take a fifth of the CPU time of a start.
+    "PYTHONPATH": str(RARE_GARBAGE),
 }
+"""Settings of an Airflow of any version whose DAG files do not change."""
+
+LOW_LOAD = {**QUIET, "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS)}
+"""Settings of an Airflow of a version that the plugins support."""
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +69,7 @@ def stack(denied_permissions: DeniedPermissions, shipped_examples: Path) -> Iter
         DATA_DIR,
         dags=[DAGS, BROWSER_DAGS, *NEWEST_DAGS, shipped_examples],
         postgres_settings=FAST,
-        airflow_settings={**airflow_settings(denied_permissions.path), **LOW_LOAD},
+        airflow_settings={**LOW_LOAD, **airflow_settings(denied_permissions.path)},
         serve_options=options,
         progress=ConsoleReporter(),
     ) as stack:
