@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import re
 from asyncio.subprocess import Process
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 import psutil
 
-from support.streams import DEADLINE
+from stream_server.domain.run_state import RunKey
+from support.streams import DEADLINE, Events, sse
 from support.waiting import eventually_answered
 
 START = 60.0
 """Seconds until all workers must serve, on a busy machine."""
 
 
-class MultiProcessServer:
-    """A server with several worker processes."""
+class WorkersOfServer:
+    """A server with several worker processes, as its clients and its operators see it.
 
-    def __init__(self, process: Process, url: str, admin: str | None) -> None:
+    Args:
+        pid: Of the supervisor.
+        url: Address of the streams.
+        admin: Address for operators; None if it is the same.
+    """
+
+    def __init__(self, pid: int, url: str, admin: str | None) -> None:
         self.url = url
         self.admin = admin or url
-        self.parent = psutil.Process(process.pid)
-        self.process = process
-        self.log: list[str] = []
+        self.parent = psutil.Process(pid)
 
     def workers(self) -> list[psutil.Process]:
         return [child for child in self.parent.children() if child.status() != psutil.STATUS_ZOMBIE]
-
-    async def read_log(self) -> None:
-        assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            self.log.append(line.decode())
 
     async def is_ready(self) -> bool:
         return bool((await self.get_json("/ready"))["status"] == "ready")
@@ -52,3 +53,31 @@ class MultiProcessServer:
             text = (await client.get("/metrics")).text
         (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         return float(value)
+
+
+class MultiProcessServer(WorkersOfServer):
+    """A server of one test."""
+
+    def __init__(self, process: Process, url: str, admin: str | None) -> None:
+        super().__init__(process.pid, url, admin)
+        self.process = process
+        self.log: list[str] = []
+
+    async def read_log(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log.append(line.decode())
+
+
+def connections_of(worker: psutil.Process) -> int:
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port != 0 for one in worker.net_connections("tcp4"))
+
+
+@asynccontextmanager
+async def open_streams(url: str, key: RunKey, clients: int) -> AsyncIterator[list[Events]]:
+    """Open many streams, and read the snapshot of each."""
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(sse(url, key, "?until=run")) for _ in range(clients)]
+        for events in opened:
+            assert (await events.next())["type"] == "snapshot"
+        yield opened
