@@ -32,9 +32,9 @@ LANES = 3
 """More than the cores of a small machine: most tests wait. With three tiers at a time, two cores idle a sixth of it."""
 
 FAST = (
-    *("auth", "auth_streams", "auth_websocket", "cors", "idempotency", "limits", "lists", "many_runs", "pages"),
-    *("redacted_output", "requests", "result", "resume", "schema", "session", "stream", "task_output", "tickets"),
-    *("trigger", "trigger_rights", "wait"),
+    *("ai_sdk", "auth", "auth_streams", "auth_websocket", "cors", "idempotency", "limits", "lists", "many_runs", "mcp"),
+    *("mcp_messages", "openai", "openai_responses", "openai_retries", "pages", "redacted_output", "requests", "result"),
+    *("resume", "schema", "session", "stream", "task_output", "tickets", "trigger", "trigger_rights", "wait"),
 )
 """Integration tests that stop no server."""
 
@@ -43,6 +43,12 @@ FAULTS = (
     *("signal_drain", "standby", "trigger_safety", "workers"),
 )
 """Integration tests that take longest: most break something, and wait until it works again."""
+
+LONG = (
+    *("api_check", "commands", "database_urls", "doctor", "random_runs", "scenarios", "slow_clients"),
+    *("terminal_answers", "trigger_statements"),
+)
+"""Other integration tests that take about as long as all that are in no list."""
 
 OWN_AIRFLOW = ("demo_processes", "outcome_check")
 """Tests of `airflow` that use no stack of the session, whose scheduler would run beside them."""
@@ -108,9 +114,9 @@ class Tier:
 def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]:
     """Return the tiers in the order in which they start.
 
-    `web` builds the TypeScript client. The first tier that uses it, `integration, 1`, starts when `web`, the shortest
-    of the first lanes, has ended. `airflow` and `browser` share an Airflow. Otherwise, the longest tiers are first, and
-    the shortest, which wait for nothing, last: all cores work until the end.
+    `web` builds the TypeScript client. The first tier that uses it at once, `integration`, starts after `web`, the
+    shortest of the first lanes, has ended. `airflow` and `browser` share an Airflow. Otherwise, the longest tiers are
+    first, and the shortest, which wait for nothing, last: all cores work until the end.
     """
 
     def others(directory: str, listed: list[str]) -> list[str]:
@@ -122,7 +128,7 @@ def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]
     def pytest(name: str, *directories: str) -> Tier:
         return Tier(name, (*PYTEST, *(f"tests/{directory}" for directory in directories), *arguments))
 
-    steady, faults = ([f"integration/test_{name}.py" for name in names] for names in (FAST, FAULTS))
+    steady, faults, long = ([f"integration/test_{name}.py" for name in names] for names in (FAST, FAULTS, LONG))
     core = [f"unit/{name}" for name in CORE]
     units = [pytest("unit, core", *core), pytest("unit", *others("unit", core))]
     if selection == "--unit":
@@ -130,13 +136,13 @@ def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]
     if selection == "--fast":
         return [*(pytest(f"integration, fast, {part}", *steady[part - 1 :: 2]) for part in (1, 2)), *units]
     own = [f"airflow/test_{name}.py" for name in OWN_AIRFLOW]
-    rest = others("integration", steady + faults)
     return [
         Tier("web", ("make", "--no-print-directory", "test-web")),
         pytest("airflow, browser", *others("airflow", own), "browser"),
         pytest("matrix", "matrix"),
         pytest("faults", *faults),
-        *(pytest(f"integration, {part}", *rest[part - 1 :: 2]) for part in (1, 2)),
+        pytest("integration, long", *long),
+        pytest("integration", *others("integration", steady + faults + long)),
         pytest("smoke", "smoke"),
         pytest("integration, fast", *steady),
         *_make_next_airflow_tiers(arguments),
