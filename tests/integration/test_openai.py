@@ -291,10 +291,10 @@ async def test_thinking_is_part_of_answers_that_are_not_streamed(
     client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
 ) -> None:
     thinking = "They ask for the weather.\n\n21 degrees."
-    asking = asyncio.create_task(client.chat.completions.create(model="chat", messages=WHY))
+    request = asyncio.create_task(client.chat.completions.create(model="chat", messages=WHY))
     key = await begin_answer(airflow, stub, *AGENT_ITEMS)
     await airflow.push(key, "answer", AGENT_ANSWER)
-    message = (await asking).choices[0].message
+    message = (await request).choices[0].message
     assert (message.content, getattr(message, "reasoning_content", None)) == (AGENT_ANSWER, thinking)
     found = await client.responses.retrieve(encode_response_id(key))
     streamed = [event async for event in await client.responses.retrieve(encode_response_id(key), stream=True)]
