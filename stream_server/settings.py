@@ -266,6 +266,12 @@ class Settings(BaseSettings):
     mcp_wait: Duration = Field(default=50.0, gt=0)
     """How long a call of a tool waits for a result; then the agent gets the URI of the run, to wait again."""
 
+    mcp_authorization_servers: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_address)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = ()
+    """Authorization servers whose tokens Airflow accepts, for agents that get tokens themselves. Separate several with
+    commas."""
+
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     """Maximum size of a request body; larger ones are refused."""
 

@@ -24,7 +24,11 @@ from stream_server.cli.standard_streams import write_output
 VERSION_META = "io.modelcontextprotocol/protocolVersion"
 SESSION_HEADER, VERSION_HEADER = "Mcp-Session-Id", "MCP-Protocol-Version"
 METHOD_HEADER, NAME_HEADER, RESUME_HEADER = "Mcp-Method", "Mcp-Name", "Last-Event-ID"
-NAME_MEMBERS = {"tools/call": "name", "resources/read": "uri"}
+NAME_MEMBERS = {
+    "tools/call": "name",
+    "resources/read": "uri",
+    **dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId"),
+}
 """Member that the header `Mcp-Name` repeats, by method."""
 
 TIMEOUT = httpx.Timeout(10.0, read=None)

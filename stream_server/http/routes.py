@@ -24,11 +24,12 @@ from stream_server.http.endpoints import (
     wait,
     websocket,
 )
+from stream_server.http.mcp.authorization import METADATA, get_resource_metadata
 from stream_server.http.mcp.endpoints import receive_message, resume_response
 from stream_server.http.openai.endpoints import complete_chat, get_model, list_models
 from stream_server.http.openai.error_responses import ErrorResponseMiddleware
 from stream_server.http.openai.responses import cancel_response, create_response, get_response
-from stream_server.http.rate_limiting import RateLimitMiddleware, as_asgi_app
+from stream_server.http.rate_limiting import AddressRateMiddleware, RateLimitMiddleware, as_asgi_app
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
@@ -77,6 +78,10 @@ def api_routes() -> list[BaseRoute]:
             for path, endpoint in websockets
         ),
         *_openai_routes(),
+        *(
+            Route(path, AddressRateMiddleware(as_asgi_app(get_resource_metadata)), methods=["GET"])
+            for path in (METADATA, METADATA + MCP)
+        ),
     ]
 
 

@@ -6,32 +6,27 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
-from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CallToolResult, ElicitRequestFormParams, ElicitResult, ResourceLink, TextContent
-from starlette.responses import JSONResponse, Response
 
-from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub, ReceivedRequest
+from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
-from support.chat_runs import begin_answer, fail_answer
+from support.chat_runs import begin_answer
+from support.mcp_clients import REVISIONS, client_of, link_of, text_of
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE
 from support.stub_callers import CallerPermissions, StubPermissions
 from support.tcp_proxy import TcpProxy
-from support.waiting import eventually_answered, eventually_async
+from support.waiting import eventually_async
 
-REVISIONS = ("legacy", "2026-07-28")
 LONG_TEXT = "word " * 20_000
 
 PARAMS = """
@@ -56,31 +51,10 @@ def connect(request: pytest.FixtureRequest, tools: RunningServer, ada: CallerPer
     return partial(client_of, tools.url, ada.token, request.param)
 
 
-@asynccontextmanager
-async def client_of(url: str, token: str, revision: str, **options: Any) -> AsyncIterator[Client]:
-    headers, limits = {"Authorization": f"Bearer {token}"}, httpx2.Limits(max_keepalive_connections=0)
-    async with (
-        httpx2.AsyncClient(headers=headers, timeout=15, limits=limits) as http,
-        Client(streamable_http_client(f"{url}/mcp", http_client=http), mode=revision, **options) as client,
-    ):
-        yield client
-
-
 def port_of(server: RunningServer) -> int:
     port = urlsplit(server.url).port
     assert port is not None
     return port
-
-
-def text_of(result: CallToolResult) -> str:
-    text: str
-    (text,) = [one.text for one in result.content if isinstance(one, TextContent)]
-    return text
-
-
-def link_of(result: CallToolResult) -> str:
-    (uri,) = [str(one.uri) for one in result.content if isinstance(one, ResourceLink)]
-    return uri
 
 
 async def test_a_call_returns_the_result(connect: Connect, stub: AirflowStub) -> None:
@@ -90,22 +64,6 @@ async def test_a_call_returns_the_result(connect: Connect, stub: AirflowStub) ->
         assert (result.is_error, result.structured_content) == (False, {"text": "because"})
         assert text_of(result) == '{"text":"because"}'
         assert stub.triggers[0].json["conf"] == {"city": "Rome"}
-
-
-async def test_the_result_comes_before_the_run_ends(connect: Connect, airflow: AirflowSql, stub: AirflowStub) -> None:
-    async with connect() as client:
-        seen: list[tuple[float, str | None]] = []
-
-        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            seen.append((progress, message))
-
-        call = asyncio.create_task(client.call_tool("chat", {}, progress_callback=on_progress))
-        key = await begin_answer(airflow, stub)
-        await eventually_async(lambda: any(text == "answer: running" for _, text in seen), what="progress is reported")
-        await airflow.push(key, "answer", "early")
-        assert text_of(await call) == "early"
-        numbers = [number for number, _ in seen]
-        assert numbers == sorted(set(numbers))
 
 
 async def test_tools_describe_dags(connect: Connect, airflow: AirflowSql) -> None:
@@ -133,27 +91,6 @@ async def test_tools_describe_dags(connect: Connect, airflow: AirflowSql) -> Non
         assert tool.annotations.read_only_hint is True
 
 
-async def test_a_failing_run_is_an_error_of_the_tool(connect: Connect, airflow: AirflowSql, stub: AirflowStub) -> None:
-    async with connect() as client:
-        call = asyncio.create_task(client.call_tool("chat", {}))
-        await fail_answer(airflow, await begin_answer(airflow, stub))
-        result = await call
-        assert result.is_error
-        assert "task failed (task 'answer')" in text_of(result)
-        state = await client.read_resource(link_of(result))
-        assert '"state":"failed"' in state.contents[0].text
-
-
-async def test_a_cancelled_call_cancels_the_run(connect: Connect, airflow: AirflowSql, stub: AirflowStub) -> None:
-    async with connect() as client:
-        call = asyncio.create_task(client.call_tool("chat", {}))
-        await begin_answer(airflow, stub)
-        call.cancel()
-        await eventually_async(lambda: stub.patches, what="the run is set to failed")
-        assert stub.patches[0].json == {"state": "failed"}
-    await wait_for_cancellation_decision()
-
-
 async def test_large_results_are_cut(connect: Connect, airflow: AirflowSql, stub: AirflowStub) -> None:
     async with connect() as client:
         call = asyncio.create_task(client.call_tool("chat", {}))
@@ -163,66 +100,6 @@ async def test_large_results_are_cut(connect: Connect, airflow: AirflowSql, stub
         assert f"of {len(LONG_TEXT)} bytes" in text_of(result)
         whole = await client.read_resource(link_of(result))
         assert whole.contents[0].text == f'"{LONG_TEXT}"'
-
-
-async def test_a_user_answers_the_question_of_a_task(
-    connect: Connect, airflow: AirflowSql, stub: AirflowStub, permissions: StubPermissions
-) -> None:
-    requests: list[ElicitRequestFormParams] = []
-
-    async def answer(_context: object, params: ElicitRequestFormParams) -> ElicitResult:
-        requests.append(params)
-        return ElicitResult(action="accept", content={"chosen_options": "Approve", "reason": "fine"})
-
-    pass_on = answer_at(stub, airflow, permissions)
-    async with connect(elicitation_callback=answer) as client:
-        call = asyncio.create_task(client.call_tool("chat", {}))
-        await eventually_async(lambda: stub.triggers, what="a run is triggered")
-        key = RunKey("chat", stub.triggers[-1].json.get("dag_run_id", "manual__1"))
-        await run_exists(airflow, key)
-        await airflow.set_run(key, "running")
-        await airflow.start_task(key, "ask")
-        await airflow.request_input(
-            key, "ask", params={"reason": {"value": "", "description": "Why", "schema": {"type": "string"}}}
-        )
-        await airflow.set_task(key, "ask", "awaiting_input")
-        await eventually_async(lambda: pass_on, what="the answer reaches Airflow")
-        await airflow.start_task(key, "answer")
-        await airflow.push(key, "answer", "approved")
-        assert text_of(await call) == "approved"
-    (asks,) = requests
-    assert asks.message == "Go on?"
-    schema = (
-        asks.requested_schema.model_dump(by_alias=True, exclude_none=True)
-        if not isinstance(asks.requested_schema, dict)
-        else asks.requested_schema
-    )
-    assert schema["properties"]["chosen_options"]["enum"] == ["Approve", "Reject"]
-    assert pass_on[0].json["chosen_options"] == ["Approve"]
-    assert pass_on[0].json["params_input"] == {"reason": "fine"}
-    assert stub.patches == pass_on, "the run is not cancelled between the two responses"
-
-
-def answer_at(stub: AirflowStub, airflow: AirflowSql, permissions: StubPermissions) -> list[ReceivedRequest]:
-    """Let the stub store answers to requests for human input, and return the list of those that it gets."""
-    answers: list[ReceivedRequest] = []
-
-    async def respond(received: ReceivedRequest) -> Response | None:
-        if received.method != "PATCH" or "hitlDetails" not in received.target:
-            return await permissions(received)
-        key = RunKey("chat", stub.triggers[-1].json.get("dag_run_id", "manual__1"))
-        await airflow.answer_input(key, "ask", *received.json["chosen_options"])
-        answers.append(received)
-        user = {"id": "ada", "name": "Ada"}
-        return JSONResponse({"responded_by": user, "responded_at": "2026-11-30T12:00:00Z", **received.json})
-
-    stub.instead = respond
-    return answers
-
-
-async def run_exists(airflow: AirflowSql, key: RunKey) -> None:
-    query = "SELECT true FROM dag_run WHERE run_id = $1"
-    await eventually_answered(lambda: airflow.connection.fetchval(query, key.run_id), what="the run exists")
 
 
 async def test_a_long_run_is_waited_for_again(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -13,12 +14,14 @@ import pytest
 from httpx_sse import aconnect_sse
 
 from stream_server.domain.run_state import RunKey
+from stream_server.http.mcp.references import CallReference, encode_reference
+from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
-from support.chat_runs import begin_answer
-from support.server import RunningServer
-from support.stub_callers import CallerPermissions, client_for
+from support.chat_runs import ask_human, begin_answer
+from support.server import RunningServer, running_server
+from support.stub_callers import CallerPermissions, StubPermissions, client_for
 from support.waiting import eventually_answered
 
 MODERN = "2026-07-28"
@@ -59,6 +62,8 @@ def build_modern(
 
 
 async def send_modern(caller: httpx.AsyncClient, method: str, **params: Any) -> Any:
+    if method.startswith("tasks/"):
+        params["extensions"] = {TASKS: {}}
     message, headers = build_modern(method, **params)
     return (await caller.post("/mcp", json=message, headers=headers)).json()
 
@@ -134,6 +139,32 @@ async def test_the_caller_needs_a_credential(auth_server: RunningServer) -> None
         assert (await client.get("/mcp", headers=foreign)).status_code == 403
 
 
+async def test_a_client_without_credential_finds_the_authorization_servers(
+    settings: Callable[..., Settings], stub: AirflowStub, permissions: StubPermissions
+) -> None:
+    """Clients that get tokens themselves look for them there (RFC 9728)."""
+    listed = "https://login.example.com/realms/a"
+    configured = settings(airflow_url=stub.url, url_prefix="/airflow", mcp_authorization_servers=listed)
+    async with running_server(configured) as server, httpx.AsyncClient(base_url=f"{server.url}/airflow") as client:
+        refused = [
+            await client.post("/mcp", json=build_message("ping")),
+            await client.post("/mcp", json=build_message("ping"), headers={"Authorization": "Bearer of.another.user"}),
+            await client.get("/mcp", headers={"Last-Event-ID": encode_reference(CallReference("chat", "r", 1))}),
+        ]
+        for response in refused:
+            assert response.status_code == 401
+            challenge = response.headers["WWW-Authenticate"]
+            address = challenge.removeprefix('Bearer resource_metadata="').removesuffix('"')
+            assert address == f"{server.url}/airflow/.well-known/oauth-protected-resource/mcp", challenge
+            found = (await client.get(address)).json()
+            assert (found["resource"], found["authorization_servers"]) == (f"{server.url}/airflow/mcp", [listed])
+
+
+async def test_without_authorization_servers_there_is_no_metadata(auth_server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=auth_server.url) as client:
+        assert (await client.get("/.well-known/oauth-protected-resource/mcp")).status_code == 404
+
+
 async def test_a_run_is_a_task(caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub) -> None:
     begun = (await send_modern(caller, "tools/call", extensions={TASKS: {}}, name="chat", arguments={}))["result"]
     assert (begun["resultType"], begun["status"], begun["ttlMs"]) == ("task", "working", None)
@@ -145,8 +176,45 @@ async def test_a_run_is_a_task(caller: httpx.AsyncClient, airflow: AirflowSql, s
     assert (ended["status"], ended["result"]["content"][0]["text"]) == ("completed", "done")
     assert (await send_modern(caller, "tasks/cancel", taskId=task_id))["result"] == {"resultType": "complete"}
     assert stub.patches[0].json == {"state": "failed"}
+    ended = (await send_modern(caller, "tasks/get", taskId=task_id))["result"]
+    assert ended["status"] == "completed", "the result came before the cancellation"
     unknown = await send_modern(caller, "tasks/get", taskId="unknown")
     assert unknown["error"]["code"] == -32602
+
+
+async def test_only_the_task_of_a_client_that_cancels_is_cancelled(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async def read_status(task_id: str) -> object:
+        return (await send_modern(caller, "tasks/get", taskId=task_id))["result"]["status"]
+
+    async def has_ended(task_id: str) -> bool:
+        return await read_status(task_id) != "working"
+
+    for status in ("cancelled", "completed"):
+        task = await send_modern(caller, "tools/call", extensions={TASKS: {}}, name="chat", arguments={})
+        task_id = task["result"]["taskId"]
+        if status == "completed":
+            # It has failed before.
+            assert stub.newest_run is not None
+            await airflow.set_run(stub.newest_run, "failed")
+            await eventually_answered(partial(has_ended, task_id), what="the run has ended")
+        assert (await send_modern(caller, "tasks/cancel", taskId=task_id))["result"] == {"resultType": "complete"}
+        await eventually_answered(partial(has_ended, task_id), what="the run has ended")
+        assert await read_status(task_id) == status
+
+
+async def test_tools_that_are_quick_become_no_tasks(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ('chat', 'tool:no-task')")
+    stub.then = complete_run
+    message, headers = build_modern("tools/call", extensions={TASKS: {}}, name="chat", arguments={})
+    async with aconnect_sse(caller, "POST", "/mcp", json=message, headers=headers) as events:
+        (answer,) = [json.loads(event.data) async for event in events.aiter_sse() if event.data]
+    assert answer["result"]["structuredContent"] == {"text": "because"}
+    listed = await caller.post("/mcp", json=build_message("tools/list"), headers={"MCP-Protocol-Version": "2025-11-25"})
+    assert [tool["execution"] for tool in listed.json()["result"]["tools"][:-1]] == [{"taskSupport": "forbidden"}]
 
 
 async def test_a_task_of_the_earlier_revision(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
@@ -187,6 +255,35 @@ async def test_a_response_is_resumed_after_an_event(
     assert answers[-1]["id"] == 7
     assert answers[-1]["result"]["content"][0]["text"] == "later"
     assert stub.patches == [], "a disconnect does not cancel in this revision"
+
+
+async def test_a_call_without_an_answer_asks_again(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async def call(**params: Any) -> Any:
+        message, headers = build_modern("tools/call", name="chat", arguments={}, **params)
+        capabilities: dict[str, Any] = {"elicitation": {}}
+        message["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"] = capabilities
+        async with caller.stream("POST", "/mcp", json=message, headers=headers) as response:
+            answers = [line.removeprefix("data: ") async for line in response.aiter_lines() if "{" in line]
+        return json.loads(answers[-1])
+
+    async def ask(airflow: AirflowSql, key: RunKey) -> None:
+        await airflow.set_run(key, "running")
+        await ask_human(airflow, key)
+
+    stub.then = ask
+    first = (await call())["result"]
+    assert [*first["inputRequests"]] == ["ask"], "the key is the task"
+    other = {"other": {"action": "accept", "content": {}}}
+    again = (await call(requestState=first["requestState"], inputResponses=other))["result"]
+    assert again["inputRequests"] == first["inputRequests"]
+    refused = await call(requestState=first["requestState"], inputResponses={"ask": {"action": "maybe"}})
+    assert refused["error"]["code"] == -32602
+    declined = await call(requestState=first["requestState"], inputResponses={"ask": {"action": "decline"}})
+    assert declined["result"]["isError"]
+    assert len(stub.triggers) == 1
+    assert stub.patches == []
 
 
 async def test_each_caller_needs_their_own_rights(
@@ -253,6 +350,31 @@ async def test_results_fit_the_schema_that_the_author_has_given(
         result = answer["result"]
         assert result.get("structuredContent") == (value if isinstance(value, dict) else None)
         assert result.get("isError", False) == (not isinstance(value, dict))
+
+
+async def test_tasks_and_resumed_responses_fit_the_schema(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    await airflow.connection.execute(
+        "UPDATE serialized_dag SET data = jsonb_set(data::jsonb, '{dag,doc_md}', to_jsonb($1::text))::json"
+        " WHERE dag_id = 'chat'",
+        '```json output-schema\n{"type": "object"}\n```',
+    )
+    message = build_message("tools/call", name="chat", arguments={})
+    headers = {**JSON_AND_SSE, "MCP-Protocol-Version": "2025-11-25"}
+    async with aconnect_sse(caller, "POST", "/mcp", json=message, headers=headers) as events:
+        first = await anext(aiter(events.aiter_sse()))
+    await airflow.push(await begin_answer(airflow, stub), "answer", "no object")
+    async with aconnect_sse(caller, "GET", "/mcp", headers={"Last-Event-ID": first.id}) as events:
+        answers = [json.loads(event.data) async for event in events.aiter_sse() if event.data]
+    assert answers[-1]["result"]["isError"], "clients refuse it without structured content"
+
+    stub.received.clear()
+    task = await send_modern(caller, "tools/call", extensions={TASKS: {}}, name="chat", arguments={})
+    await airflow.push(await begin_answer(airflow, stub), "answer", "no object")
+    found = await send_modern(caller, "tasks/get", taskId=task["result"]["taskId"])
+    assert found["result"]["result"]["isError"]
+    assert found["result"]["taskId"] == task["result"]["taskId"]
 
 
 async def test_only_the_call_that_has_started_a_run_cancels_it(

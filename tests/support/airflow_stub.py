@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -62,7 +62,7 @@ Behaviour = Callable[[ReceivedRequest], Awaitable[Response | None]]
 
 
 class AirflowStub:
-    """An Airflow with one DAG, `chat`, whose tasks are those of `CHAIN`."""
+    """An Airflow with the DAG `chat`, whose tasks are those of `CHAIN`, and with DAGs that tests add."""
 
     def __init__(self, database_url: str, version: UUID) -> None:
         self.url = ""
@@ -75,6 +75,9 @@ class AirflowStub:
 
         self._database_url = database_url
         self.version = version
+        self._others: dict[str, tuple[UUID, list[str]]] = {}
+        """Version and tasks of other DAGs, by id."""
+
         self._number = 0
         self._runs: list[tuple[ReceivedRequest, RunKey]] = []
         self._over = asyncio.Event()
@@ -90,6 +93,19 @@ class AirflowStub:
     def find_run(self, trigger: ReceivedRequest) -> RunKey | None:
         """Return the run that a request has created, or that exists already under its id; `None` until then."""
         return next((key for received, key in self._runs if received is trigger), None)
+
+    @property
+    def newest_run(self) -> RunKey | None:
+        """The run of the newest request to trigger one; `None` until it exists."""
+        return self.find_run(self.triggers[-1]) if self.triggers else None
+
+    async def add_dag(self, airflow: AirflowSql, data: Mapping[str, object], tags: Sequence[str] = ()) -> None:
+        """Add a DAG in its serialised form."""
+        dag: Any = data["dag"]
+        version = await airflow.add_serialized_dag(dag["dag_id"], data)
+        self._others[dag["dag_id"]] = version, [task["__var"]["task_id"] for task in dag["tasks"]]
+        for tag in tags:
+            await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ($1, $2)", dag["dag_id"], tag)
 
     async def hang(self) -> None:
         """Do not respond until the test ends."""
@@ -157,7 +173,7 @@ class AirflowStub:
         key = RunKey(request.path_params["dag_id"], run_id)
         async with AirflowSql.open(self._database_url) as airflow:
             try:
-                await airflow.trigger(key, self.version, list(CHAIN))
+                await airflow.trigger(key, *self._others.get(key.dag_id, (self.version, list(CHAIN))))
             except asyncpg.UniqueViolationError:
                 self._runs.append((received, key))
                 return JSONResponse({"detail": CONFLICT}, 409)

@@ -108,12 +108,13 @@ async def watch_run(
     *,
     resume_from: ResumePoint | None = None,
     cancel_after: float | None = None,
+    options: WatchOptions = WatchOptions(),  # noqa: B008 # it is frozen
 ) -> AnsweringRun:
-    """Watch a run up to its result."""
+    """Watch a run, by default up to its result."""
     state: State = request.scope["state"]
     airflow = airflow_api_for(request, caller)
     permission = await authorize_run(state["authorizer"], caller, key)
-    options = permission.restrict_options(with_url_prefix(request.scope, WatchOptions()))
+    options = permission.restrict_options(with_url_prefix(request.scope, options))
     on_gone = await prepare_cancellation(state, airflow, key, options, cancel_after)
     subscription = await state["hub"].subscribe(key, options, resume_from=resume_from)
     run = AnsweringRun(key, subscription, {"Location": public_path(request, run_path(key))}, on_gone)

@@ -95,7 +95,13 @@ class TranslatedStream(Response):
         """Return the translation of what is due next, or a comment if there is nothing in so many seconds."""
         wires = await frames.take(seconds)
         self._counters.frames += len(wires or ())
-        return KEEP_ALIVE if wires is None else b"".join([self._translator.translate(wire.frame) for wire in wires])
+        if wires is None:
+            return KEEP_ALIVE
+        return b"".join([self._translator.translate(frame) for frame in self._select([wire.frame for wire in wires])])
+
+    def _select(self, frames: list[AnyFrame]) -> list[AnyFrame]:
+        """Return those frames that became due together that are translated."""
+        return frames
 
     async def _write(self, data: bytes, send: Send) -> bool:
         with anyio.move_on_after(self._scheduler.close_timeout) as timeout:

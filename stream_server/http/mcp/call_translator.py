@@ -22,9 +22,6 @@ from stream_server.protocol.input_frames import Input, InputAnswered, InputFrame
 from stream_server.protocol.output_frames import Progress, ToolCall
 from stream_server.protocol.schema import Json
 
-INPUT_KEY = "input"
-"""Key of the only request of an `input_required` result."""
-
 RETRY_MS = 500
 RELATED_TASK = "io.modelcontextprotocol/related-task"
 
@@ -65,8 +62,9 @@ class Call(NamedTuple):
         """
         head = (*self.key, self.request_id, self.progress_token, progress)
         if asks is None:
-            return encode_reference(CallReference(*head, asked_at))
-        return encode_reference(CallReference(*head, asks.asked_at.isoformat(), asks.task_id, asks.map_index))
+            return encode_reference(CallReference(*head, asked_at, has_schema=self.has_schema))
+        instance = asks.asked_at.isoformat(), asks.task_id, asks.map_index
+        return encode_reference(CallReference(*head, *instance, self.has_schema))
 
 
 class CallTranslator:
@@ -90,7 +88,11 @@ class CallTranslator:
     def start(self) -> bytes:
         # A client resumes from an event id (2025-11-25, basic/transports, Resumability). Clients of earlier revisions
         # take an event without data for a message.
-        return f"id: {self._event_id}\ndata:\n\n".encode() if self._call.version == SESSION_VERSIONS[0] else b""
+        return (
+            f"id: {self._event_id}\nretry: {RETRY_MS}\ndata:\n\n".encode()
+            if self._call.version == SESSION_VERSIONS[0]
+            else b""
+        )
 
     def translate(self, frame: AnyFrame) -> bytes:
         match frame:
@@ -156,7 +158,7 @@ class CallTranslator:
         self.is_complete = True
         required: Json = {
             "resultType": "input_required",
-            "inputRequests": {INPUT_KEY: {"method": "elicitation/create", "params": elicitation}},
+            "inputRequests": {request.task_id: {"method": "elicitation/create", "params": elicitation}},
             "requestState": reference,
         }
         return encode_event(build_response(self._call.request_id, required))

@@ -20,6 +20,8 @@ ONLY_OPTION = ["OK"]
 """Options of `HITLEntryOperator`, which has nothing to choose."""
 
 ACCEPT = "accept"
+ACTIONS = (ACCEPT, "decline", "cancel")
+"""What a user does with a request."""
 
 _PRIMITIVES = ("string", "integer", "number", "boolean")
 _KEPT = ("minLength", "maxLength", "minimum", "maximum", "format", "enum", "title")
@@ -76,9 +78,15 @@ def _build_field(param: InputParam) -> Json:
     schema = _decode(param.schema)
     schema = schema if isinstance(schema, dict) else {}
     kind = _find_type(schema, _decode(param.value))
-    field: Json = {"type": kind or "string"}
-    if kind is not None:
+    items = _build_items(schema)
+    if items is not None:
+        kind, field = "array", {"type": "array", "items": items}
+        field |= {name: schema[name] for name in ("minItems", "maxItems", "title") if name in schema}
+    else:
+        field = {"type": kind or "string"}
+    if items is None and kind is not None:
         field |= {name: schema[name] for name in _KEPT if name in schema}
+        field |= _build_titled_options(schema)
     if field.get("format") not in (None, *_FORMATS):
         del field["format"]
     if "enum" in field:
@@ -93,16 +101,55 @@ def _build_field(param: InputParam) -> Json:
     return field
 
 
+def _build_items(schema: dict[str, Any]) -> Json | None:
+    """Return the choices of a field of which a user selects several; `None` if it is no such field."""
+    items = schema.get("items")
+    if "array" not in _read_types(schema) or not isinstance(items, dict):
+        return None
+    if _are_texts(items.get("enum")):
+        return {"type": "string", "enum": items["enum"]}
+    return {"anyOf": items["anyOf"]} if _are_titled(items.get("anyOf")) else None
+
+
+def _build_titled_options(schema: dict[str, Any]) -> Json:
+    """Return the choices of a field that have titles."""
+    names, values = schema.get("enumNames"), schema.get("enum")
+    if _are_titled(schema.get("oneOf")):
+        return {"oneOf": schema["oneOf"]}
+    if (
+        isinstance(names, list)
+        and isinstance(values, list)
+        and _are_texts(names + values)
+        and len(names) == len(values)
+    ):
+        return {"enumNames": names}
+    return {}
+
+
+def _are_texts(options: Any) -> bool:  # noqa: ANN401 # any JSON value
+    return isinstance(options, list) and all(isinstance(option, str) for option in options)
+
+
+def _are_titled(options: Any) -> bool:  # noqa: ANN401 # any JSON value
+    return isinstance(options, list) and all(
+        isinstance(option, dict) and _are_texts([option.get("const"), option.get("title")]) for option in options
+    )
+
+
 def _is_optional(param: InputParam) -> bool:
     schema = _decode(param.schema)
-    declared = schema.get("type") if isinstance(schema, dict) else None
-    return declared is None or "null" in (declared if isinstance(declared, list) else [declared])
+    types = _read_types(schema) if isinstance(schema, dict) else [None]
+    return types == [None] or "null" in types
+
+
+def _read_types(schema: dict[str, Any]) -> list[Any]:
+    declared = schema.get("type")
+    return declared if isinstance(declared, list) else [declared]
 
 
 def _find_type(schema: dict[str, Any], value: Any) -> str | None:  # noqa: ANN401 # any JSON value
     """Return the type of a field; `None` if a form has none for it, so that the user writes JSON."""
-    declared = schema.get("type")
-    types = [one for one in (declared if isinstance(declared, list) else [declared]) if one != "null"]
+    types = [one for one in _read_types(schema) if one != "null"]
     if len(types) == 1 and types[0] in _PRIMITIVES:
         return str(types[0])
     if types not in ([], [None]):

@@ -13,6 +13,7 @@ from stream_server.errors import AirflowRefused, RunNotFound, StreamServerError,
 from stream_server.http.caller import refuse_foreign_origin
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.run import watch_run
+from stream_server.http.mcp.authorization import name_authorization_servers
 from stream_server.http.mcp.messages import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -50,18 +51,23 @@ async def receive_message(request: Request) -> Response:
     message: Message | None = None
     try:
         message = decode_message(await read_body(request))
-        async with identify_chat_caller(request) as caller:
-            await _check_credential(request, caller)
-            if message.method is msgspec.UNSET:
-                return await _receive_response(request, caller, message)
-            if message.id is msgspec.UNSET:
-                return await _receive_notification(request, caller, message)
-            return await _handle_request(request, caller, read_request(message, request.headers))
+        with name_authorization_servers(request):
+            return await _handle_message(request, message)
     except RpcError as error:
         return _respond_with_error(message, error, _select_status(message, error, request))
     except SessionUnknown:
         no_session = RpcError(INVALID_REQUEST, "There is no such session; begin with `initialize`")
         return _respond_with_error(message, no_session, NOT_FOUND)
+
+
+async def _handle_message(request: Request, message: Message) -> Response:
+    async with identify_chat_caller(request) as caller:
+        await _check_credential(request, caller)
+        if message.method is msgspec.UNSET:
+            return await _receive_response(request, caller, message)
+        if message.id is msgspec.UNSET:
+            return await _receive_notification(request, caller, message)
+        return await _handle_request(request, caller, read_request(message, request.headers))
 
 
 async def resume_response(request: Request) -> Response:
@@ -79,8 +85,9 @@ async def resume_response(request: Request) -> Response:
         session is not None and session.elicits,
         False,
     )
-    async with identify_chat_caller(request) as caller:
-        return stream_call(request, await watch_run(request, caller, reference.key), wanted, reference)
+    with name_authorization_servers(request):
+        async with identify_chat_caller(request) as caller:
+            return stream_call(request, await watch_run(request, caller, reference.key), wanted, reference)
 
 
 async def _check_credential(request: Request, caller: Caller) -> None:

@@ -17,7 +17,14 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, RunNotFound
 from stream_server.http.caller import airflow_api_for
 from stream_server.http.chat.dags import HIDDEN_STATUSES, list_tagged_dags
-from stream_server.http.mcp.messages import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, RpcError
+from stream_server.http.mcp.cancelled_tasks import store_cancellation, was_cancelled
+from stream_server.http.mcp.messages import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    MISSING_CAPABILITY,
+    RESOURCE_NOT_FOUND,
+    RpcError,
+)
 from stream_server.http.mcp.references import (
     CallReference,
     Session,
@@ -29,11 +36,13 @@ from stream_server.http.mcp.references import (
 from stream_server.http.mcp.requests import (
     MODERN_VERSION,
     SESSION_VERSIONS,
+    TASK_METHODS,
     TASKS_EXTENSION,
     McpRequest,
     can_ask_user,
 )
 from stream_server.http.mcp.results import JSON_TYPE, describe_withheld, read_values
+from stream_server.http.mcp.subscriptions import listen
 from stream_server.http.mcp.tasks import CANCELLED, build_current_task, build_task
 from stream_server.http.mcp.tool_calls import (
     WAIT_TOOL_DEFINITION,
@@ -42,7 +51,7 @@ from stream_server.http.mcp.tool_calls import (
     call_tool,
     read_run,
 )
-from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, build_tool
+from stream_server.http.mcp.tools import NO_TASK_TAG, TOOL_TAG, WAIT_TOOL, build_tool, name_tool
 from stream_server.http.state import State
 from stream_server.journal.tool_dags import read_dag_descriptions
 from stream_server.protocol.frames import Failure, Result
@@ -85,6 +94,9 @@ async def handle_method(request: Request, caller: Caller, wanted: McpRequest) ->
     handler = _HANDLERS.get(wanted.method)
     if handler is None or (handler.is_modern is not None and handler.is_modern != wanted.is_modern):
         raise RpcError(METHOD_NOT_FOUND, f"There is no method {wanted.method[:100]!r}")
+    if wanted.is_modern and wanted.method in TASK_METHODS and not wanted.wants_tasks:
+        required: Json = {"requiredCapabilities": {"extensions": {TASKS_EXTENSION: {}}}}
+        raise RpcError(MISSING_CAPABILITY, f"The client must declare the extension {TASKS_EXTENSION}", required)
     return await handler.handle(request, caller, wanted)
 
 
@@ -115,7 +127,7 @@ async def _ping(_request: Request, _caller: Caller, _wanted: McpRequest) -> Json
 async def _discover(_request: Request, _caller: Caller, _wanted: McpRequest) -> Json:
     return {
         "supportedVersions": [MODERN_VERSION],
-        "capabilities": {"tools": {}, "resources": {}, "extensions": {TASKS_EXTENSION: {}}},
+        "capabilities": {"tools": {}, "resources": {"subscribe": True}, "extensions": {TASKS_EXTENSION: {}}},
         "instructions": INSTRUCTIONS,
         "ttlMs": LIST_TTL_MS,
         "cacheScope": "private",
@@ -143,9 +155,10 @@ async def _list_tools(request: Request, caller: Caller, wanted: McpRequest) -> J
     readable = [dag.dag_id for dag in await list_tagged_dags(request, caller, TOOL_TAG)]
     found = await read_dag_descriptions(state["run_store"], TOOL_TAG, readable)
     tools = [build_tool(dag) for dag in found]
+    without_tasks = {name_tool(dag.dag_id) for dag in found if NO_TASK_TAG in dag.tags}
     if wanted.version == SESSION_VERSIONS[0]:
         for tool in tools:
-            tool["execution"] = {"taskSupport": "optional"}
+            tool["execution"] = {"taskSupport": "forbidden" if tool["name"] in without_tasks else "optional"}
     return {"tools": [*tools, WAIT_TOOL_DEFINITION], **_describe_list(wanted)}
 
 
@@ -189,10 +202,14 @@ def _read_result(key: RunKey, outcome: Result | Failure | None, missing: int, ur
 
 
 async def _get_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:
-    key = _read_task_id(wanted)
+    reference = _read_task_id(wanted)
     with _hide_runs(wanted):
-        run = await read_run(request, caller, key)
-    return build_current_task(key, run, is_modern=wanted.is_modern, elicits=wanted.elicits)
+        run = await read_run(request, caller, reference.key)
+    is_failed = run.has_outcome and not isinstance(run.outcome, Result)
+    is_cancelled = is_failed and await was_cancelled(request.scope["state"], reference.key)
+    return build_current_task(
+        reference, run, is_modern=wanted.is_modern, elicits=wanted.elicits, is_cancelled=is_cancelled
+    )
 
 
 async def _await_task(request: Request, caller: Caller, wanted: McpRequest) -> Response:
@@ -201,36 +218,38 @@ async def _await_task(request: Request, caller: Caller, wanted: McpRequest) -> R
 
 
 async def _cancel_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:
-    key = _read_task_id(wanted)
+    reference = _read_task_id(wanted)
     with _hide_runs(wanted):
-        state = await airflow_api_for(request, caller).fail_run(key)
+        had_outcome = (await read_run(request, caller, reference.key)).has_outcome
+        state = await airflow_api_for(request, caller).fail_run(reference.key)
+    if not had_outcome and state != "success":
+        await store_cancellation(request.scope["state"], reference.key)
     if wanted.is_modern:
         return {}
     if state == "success":
         raise RpcError(INVALID_PARAMS, "The task is completed and can't be cancelled")
-    return build_task(key, CANCELLED, None, is_modern=False)
+    return build_task(reference, CANCELLED, None, is_modern=False)
 
 
 async def _update_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:
-    """Pass the answers of a client to Airflow. The key of an answer names the request."""
-    key, responses = _read_task_id(wanted), wanted.params.get("inputResponses")
+    """Pass the answers of a client to Airflow. The key of an answer names the request; unknown ones are ignored."""
+    key, responses = _read_task_id(wanted).key, wanted.params.get("inputResponses")
     if not isinstance(responses, dict) or len(responses) > MAX_ANSWERS:
         raise RpcError(INVALID_PARAMS, f"`params.inputResponses` must be an object with at most {MAX_ANSWERS} members")
     for name, response in responses.items():
         reference = decode_reference(name, CallReference)
-        if reference is None or reference.key != key:
-            raise RpcError(INVALID_PARAMS, "`params.inputResponses` has a key that is not one of this task")
-        with _hide_runs(wanted):
-            await answer_elicitation(request, caller, reference, response)
+        if reference is not None and reference.key == key:
+            with _hide_runs(wanted):
+                await answer_elicitation(request, caller, reference, response)
     return {}
 
 
-def _read_task_id(wanted: McpRequest) -> RunKey:
-    """Return the run of a task. Whether the caller may see it is checked at each use."""
+def _read_task_id(wanted: McpRequest) -> CallReference:
+    """Return the run of a task, and its tool. Whether the caller may see it is checked at each use."""
     reference = decode_reference(wanted.read_text("taskId"), CallReference)
     if reference is None:
         raise RpcError(INVALID_PARAMS, "`params.taskId` is not one of this server")
-    return reference.key
+    return reference
 
 
 @contextmanager
@@ -260,6 +279,7 @@ _HANDLERS = {
     "tasks/cancel": _Handler(_cancel_task),
     "tasks/result": _Handler(_await_task, is_modern=False),
     "tasks/update": _Handler(_update_task, is_modern=True),
+    "subscriptions/listen": _Handler(listen, is_modern=True),
     "initialize": _Handler(_initialize, is_modern=False),
     "ping": _Handler(_ping, is_modern=False),
     "server/discover": _Handler(_discover, is_modern=True),

@@ -46,6 +46,8 @@ class CallReference(msgspec.Struct, array_like=True, frozen=True):
 
     task_id: str | None = None
     map_index: int = -1
+    has_schema: bool = False
+    """Whether the tool has an output schema."""
 
     @property
     def key(self) -> RunKey:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -36,6 +36,9 @@ TASKS_EXTENSION = f"{_META}tasks"
 
 NAME_MEMBERS = {"tools/call": "name", "resources/read": "uri", "prompts/get": "name"}
 """Member that the header `Mcp-Name` repeats, by method."""
+
+TASK_METHODS = ("tasks/get", "tasks/update", "tasks/cancel")
+"""Methods whose header `Mcp-Name` is the id of the task. Clients may leave it out."""
 
 _ENCODED_PREFIX, _ENCODED_SUFFIX = "=?base64?", "?="
 
@@ -113,7 +116,7 @@ def read_request(message: Message, headers: Mapping[str, str]) -> McpRequest:
         raise SessionUnknown
     version = headers.get(VERSION_HEADER) or (ASSUMED_VERSION if session is None else session.version)
     if message.method != "initialize" and version not in SESSION_VERSIONS:
-        raise _refuse_version(version)
+        raise _refuse_version(version, [MODERN_VERSION, *SESSION_VERSIONS])
     return McpRequest(*_read_head(message), version, session is not None and session.elicits, False, session_id)
 
 
@@ -128,13 +131,16 @@ def _read_modern(message: Message, headers: Mapping[str, str]) -> McpRequest:
     expected = {VERSION_HEADER: version, METHOD_HEADER: method}
     if named is not None and params.get(named) is not None:
         expected[NAME_HEADER] = params[named]
+    elif method in TASK_METHODS and NAME_HEADER in headers:
+        expected[NAME_HEADER] = params.get("taskId")
     for header, value in expected.items():
         if _decode_header(headers.get(header)) != value:
             raise RpcError(
                 HEADER_MISMATCH, f"The header `{header}` must be equal to the body, got {headers.get(header)}"
             )
     if version != MODERN_VERSION:
-        raise _refuse_version(version)
+        # Those of `server/discover`: requests of earlier revisions have another form.
+        raise _refuse_version(version, [MODERN_VERSION])
     found = capabilities if isinstance(capabilities, dict) else {}
     extensions = found.get("extensions")
     wants_tasks = isinstance(extensions, dict) and TASKS_EXTENSION in extensions
@@ -158,17 +164,17 @@ def _read_head(message: Message) -> tuple[RequestId, str, dict[str, Any]]:
     return message.id, message.method, {} if message.params is msgspec.UNSET else message.params
 
 
-def _refuse_version(version: object) -> RpcError:
-    supported = [MODERN_VERSION, *SESSION_VERSIONS]
+def _refuse_version(version: object, supported: Sequence[str]) -> RpcError:
     return RpcError(
         UNSUPPORTED_VERSION,
         f"Protocol version {str(version)[:40]!r} is not served",
-        {"supported": supported, "requested": str(version)[:40]},
+        {"supported": [*supported], "requested": str(version)[:40]},
     )
 
 
 def _decode_header(value: str | None) -> str | None:
     """Return the text of a header, which may be encoded (2026-07-28, basic/transports, Header Encoding)."""
+    value = None if value is None else value.strip(" \t")
     if value is None or not (value.startswith(_ENCODED_PREFIX) and value.endswith(_ENCODED_SUFFIX)):
         return value
     try:

@@ -10,7 +10,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.http.mcp.elicitation import build_elicitation
 from stream_server.http.mcp.references import CallReference, encode_reference
 from stream_server.http.mcp.results import build_result
-from stream_server.protocol.frames import AnyFrame, End, Failure, Result, Snapshot, TaskTransition
+from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot, TaskTransition
 from stream_server.protocol.input_frames import Input, InputAnswered
 from stream_server.protocol.schema import Json
 
@@ -36,26 +36,41 @@ class RunFrames(NamedTuple):
         return self.outcome is not None or self.end is not None
 
 
-def collect_frames(frames: Iterable[AnyFrame]) -> RunFrames:
-    snapshot: Snapshot | None = None
-    outcome: Result | Failure | None = None
-    end: End | None = None
-    requests: dict[tuple[str, int, int | None], Input] = {}
-    for frame in frames:
+class RunCollector:
+    """What a client knows about a run after some frames."""
+
+    def __init__(self) -> None:
+        self.collected = RunFrames(None, None, None, [])
+        self._requests: dict[tuple[str, int, int | None], Input] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        return self.collected.snapshot is None
+
+    def apply(self, frame: AnyFrame) -> None:
         match frame:
             case Snapshot():
-                snapshot = frame
+                self.collected = self.collected._replace(snapshot=frame)
             case Result() | Failure():
-                outcome = frame
+                self.collected = self.collected._replace(outcome=frame)
+            case Reset():
+                self.collected = self.collected._replace(outcome=None)
             case End():
-                end = frame
+                self.collected = self.collected._replace(end=frame)
             case Input():
-                requests[frame.task_id, frame.map_index, frame.iteration] = frame
+                self._requests[frame.task_id, frame.map_index, frame.iteration] = frame
             case InputAnswered() | TaskTransition() if not _keeps_request(frame):
-                requests.pop((frame.task_id, frame.map_index, frame.iteration), None)
+                self._requests.pop((frame.task_id, frame.map_index, frame.iteration), None)
             case _:
-                pass
-    return RunFrames(snapshot, outcome, end, [*requests.values()])
+                return
+        self.collected = self.collected._replace(requests=[*self._requests.values()])
+
+
+def collect_frames(frames: Iterable[AnyFrame]) -> RunFrames:
+    collector = RunCollector()
+    for frame in frames:
+        collector.apply(frame)
+    return collector.collected
 
 
 def _keeps_request(frame: InputAnswered | TaskTransition) -> bool:
@@ -63,16 +78,12 @@ def _keeps_request(frame: InputAnswered | TaskTransition) -> bool:
     return isinstance(frame, TaskTransition) and frame.state in ASKING_STATES
 
 
-def _encode_task_id(key: RunKey) -> str:
-    return encode_reference(CallReference(key.dag_id, key.run_id))
-
-
-def build_task(key: RunKey, status: str, created_at: datetime | None, *, is_modern: bool) -> Json:
-    """Return a task. The names of its times differ between revisions."""
+def build_task(reference: CallReference, status: str, created_at: datetime | None, *, is_modern: bool) -> Json:
+    """Return a task, whose id is the reference. The names of its times differ between revisions."""
     now = datetime.now(timezone.utc)
     created = created_at or now
     task: Json = {
-        "taskId": _encode_task_id(key),
+        "taskId": encode_reference(reference),
         "status": status,
         "createdAt": created.isoformat(),
         "lastUpdatedAt": now.isoformat(),
@@ -81,26 +92,39 @@ def build_task(key: RunKey, status: str, created_at: datetime | None, *, is_mode
     return {**task, names[0]: None, names[1]: POLL_INTERVAL_MS}
 
 
-def build_current_task(key: RunKey, frames: RunFrames, *, is_modern: bool, elicits: bool) -> Json:
-    """Return the task of a run as it is now, and from revision 2026-07-28 on what the client needs to go on."""
+def build_current_task(
+    reference: CallReference, frames: RunFrames, *, is_modern: bool, elicits: bool, is_cancelled: bool
+) -> Json:
+    """Return the task of a run as it is now, and from revision 2026-07-28 on what the client needs to go on.
+
+    Args:
+        reference: The run of the task, and its tool.
+        frames: The run.
+        is_modern: Whether the revision is 2026-07-28.
+        elicits: Whether the client can ask its user.
+        is_cancelled: Whether a client has cancelled the task. If it had a result before, it is completed.
+    """
     created_at = None if frames.snapshot is None else frames.snapshot.run.queued_at
-    asks = next((one for one in frames.requests if elicits and not one.withheld and one.reference is None), None)
+    requests = [one for one in frames.requests if elicits and not one.withheld and one.reference is None]
+    if is_cancelled and not isinstance(frames.outcome, Result):
+        return build_task(reference, CANCELLED, created_at, is_modern=is_modern)
     if frames.has_outcome:
         is_failed = isinstance(frames.outcome, Failure) and not is_modern
-        task = build_task(key, FAILED if is_failed else COMPLETED, created_at, is_modern=is_modern)
+        task = build_task(reference, FAILED if is_failed else COMPLETED, created_at, is_modern=is_modern)
         if is_modern:
-            task["result"] = build_result(key, frames.outcome, frames.end)
+            task["result"] = build_result(reference.key, frames.outcome, frames.end, has_schema=reference.has_schema)
         return task
-    if asks is None:
-        return build_task(key, WORKING, created_at, is_modern=is_modern)
-    task = build_task(key, INPUT_REQUIRED, created_at, is_modern=is_modern)
+    if not requests:
+        return build_task(reference, WORKING, created_at, is_modern=is_modern)
+    task = build_task(reference, INPUT_REQUIRED, created_at, is_modern=is_modern)
     if is_modern:
-        task["inputRequests"] = {
-            encode_reference(
-                CallReference(*key, None, None, 0, asks.asked_at.isoformat(), asks.task_id, asks.map_index)
-            ): {
-                "method": "elicitation/create",
-                "params": build_elicitation(asks),
-            }
-        }
+        task["inputRequests"] = dict(_build_input_request(reference.key, request) for request in requests)
     return task
+
+
+def _build_input_request(key: RunKey, asks: Input) -> tuple[str, Json]:
+    """Return the request of a task instance, and its key."""
+    name = encode_reference(
+        CallReference(*key, asked_at=asks.asked_at.isoformat(), task_id=asks.task_id, map_index=asks.map_index)
+    )
+    return name, {"method": "elicitation/create", "params": build_elicitation(asks)}

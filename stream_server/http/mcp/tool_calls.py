@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.auth.authorizer import Caller
+from stream_server.domain.dag_description import DagDescription
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import Draining, StreamServerError
 from stream_server.http.caller import airflow_api_for
@@ -17,14 +19,14 @@ from stream_server.http.chat.run import AnsweringRun, close_on_error, trigger_ru
 from stream_server.http.chat.translated_stream import MEDIA_TYPE
 from stream_server.http.endpoints.human_input import send_answer
 from stream_server.http.mcp.call_stream import CallStream
-from stream_server.http.mcp.call_translator import INPUT_KEY, Call, CallTranslator
-from stream_server.http.mcp.elicitation import ACCEPT, read_answer
+from stream_server.http.mcp.call_translator import Call, CallTranslator
+from stream_server.http.mcp.elicitation import ACCEPT, ACTIONS, read_answer
 from stream_server.http.mcp.messages import INVALID_PARAMS, RpcError
 from stream_server.http.mcp.references import CallReference, build_run_uri, decode_reference, parse_run_uri
 from stream_server.http.mcp.requests import McpRequest
 from stream_server.http.mcp.results import build_link, build_text
 from stream_server.http.mcp.tasks import WORKING, RunFrames, build_task, collect_frames
-from stream_server.http.mcp.tools import TOOL_TAG, WAIT_TOOL, build_tool, name_tool
+from stream_server.http.mcp.tools import NO_TASK_TAG, TOOL_TAG, WAIT_TOOL, build_tool, name_tool
 from stream_server.http.state import State
 from stream_server.http.triggering import compute_digest
 from stream_server.journal.idempotency_keys import CANNOT_STORE
@@ -73,19 +75,21 @@ async def call_tool(request: Request, caller: Caller, wanted: McpRequest) -> Res
         return await _wait_for_run(request, caller, wanted, arguments)
     dag = await _find_tool(request, caller, name)
     refuse_paused_dag(dag)
-    as_task = wanted.wants_tasks or wanted.is_old_task
+    description = await _read_description(request, dag.dag_id)
+    as_task = (wanted.wants_tasks or wanted.is_old_task) and NO_TASK_TAG not in description.tags
+    has_schema = "outputSchema" in build_tool(description)
     # Revision 2025-11-25 cancels by a notification, later ones by a disconnect. A task needs no client.
     grace = GRACE if wanted.is_modern and not as_task else None
     triggered = await trigger_run(request, caller, dag.dag_id, arguments, None)
     if as_task:
-        task = build_task(triggered.key, WORKING, None, is_modern=wanted.is_modern)
+        reference = CallReference(*triggered.key, has_schema=has_schema)
+        task = build_task(reference, WORKING, None, is_modern=wanted.is_modern)
         return {"resultType": "task", **task} if wanted.is_modern else {"task": task}
-    has_schema = await _has_output_schema(request, dag.dag_id)
     try:
         await _store_call(request, caller, wanted, triggered.key)
         run = await watch_run(request, caller, triggered.key, resume_from=triggered.resume_point, cancel_after=grace)
     except Draining:
-        return interrupt_call(_build_call(triggered.key, wanted))
+        return interrupt_call(_build_call(triggered.key, wanted, has_schema=has_schema))
     except StreamServerError as error:
         # Without the URI, the agent would call again, and start a second run.
         return _build_unfinished(triggered.key, f"{error}. ", is_error=True)
@@ -141,6 +145,7 @@ def stream_call(
 ) -> Response:
     """Return the stream of a call that begins, or that continues an earlier response."""
     state: State = request.scope["state"]
+    has_schema = has_schema if reference is None else reference.has_schema
     with close_on_error(run):
         call = _build_call(run.key, wanted, reference, has_schema=has_schema)
         return CallStream(
@@ -159,12 +164,13 @@ def interrupt_call(call: Call) -> Response:
     return Response(translator.start() + translator.interrupt(), media_type=MEDIA_TYPE)
 
 
-async def await_task(request: Request, caller: Caller, wanted: McpRequest, key: RunKey) -> Response:
+async def await_task(request: Request, caller: Caller, wanted: McpRequest, reference: CallReference) -> Response:
     """Return the stream that ends with the result of a task."""
     try:
-        return stream_call(request, await watch_run(request, caller, key), wanted)
+        run = await watch_run(request, caller, reference.key)
     except Draining:
-        return interrupt_call(_build_call(key, wanted))
+        return interrupt_call(_build_call(reference.key, wanted, has_schema=reference.has_schema))
+    return stream_call(request, run, wanted, has_schema=reference.has_schema)
 
 
 def _build_call(
@@ -175,10 +181,10 @@ def _build_call(
     return Call(key, wanted.id, wanted.progress_token, wanted.version, wanted.elicits, progress, has_schema, task_id)
 
 
-async def _has_output_schema(request: Request, dag_id: str) -> bool:
+async def _read_description(request: Request, dag_id: str) -> DagDescription:
     state: State = request.scope["state"]
     found = await read_dag_descriptions(state["run_store"], TOOL_TAG, [dag_id])
-    return any("outputSchema" in build_tool(dag) for dag in found)
+    return found[0] if found else DagDescription(dag_id, None, None, None, (), None)
 
 
 def _build_unfinished(key: RunKey, reason: str = "", *, is_error: bool = False) -> Json:
@@ -194,7 +200,12 @@ async def _continue_call(request: Request, caller: Caller, wanted: McpRequest) -
     if reference is None or wanted.params["name"] not in {WAIT_TOOL, name_tool(reference.dag_id)}:
         raise RpcError(INVALID_PARAMS, "`params.requestState` is not one of this tool")
     responses = wanted.params.get("inputResponses")
-    response = responses.get(INPUT_KEY) if isinstance(responses, dict) else None
+    response = responses.get(reference.task_id) if isinstance(responses, dict) else None
+    if reference.task_id is not None and response is None:
+        # Without an answer, the user is asked again.
+        reference = msgspec.structs.replace(reference, asked_at=None, task_id=None)
+    elif response is not None and (not isinstance(response, dict) or response.get("action") not in ACTIONS):
+        raise RpcError(INVALID_PARAMS, f"`action` of `params.inputResponses` must be one of {', '.join(ACTIONS)}")
     if response is not None and not await answer_elicitation(request, caller, reference, response):
         text = f"The user has not answered. Run {reference.run_id!r} waits for an answer, which others may give"
         declined = build_text(text, is_error=True)
@@ -206,8 +217,7 @@ async def _continue_call(request: Request, caller: Caller, wanted: McpRequest) -
         run = await watch_run(request, caller, reference.key, cancel_after=None if is_waiting else GRACE)
     except Draining:
         return _build_unfinished(reference.key, is_error=True)
-    has_schema = not is_waiting and await _has_output_schema(request, reference.dag_id)
-    return stream_call(request, run, wanted, reference, has_schema=has_schema)
+    return stream_call(request, run, wanted, reference)
 
 
 async def _wait_for_run(request: Request, caller: Caller, wanted: McpRequest, arguments: Json) -> Response | Json:

@@ -23,6 +23,9 @@ ANNOTATION_TAGS = {
 }
 """Annotation of a tool, by tag of its DAG."""
 
+NO_TASK_TAG = "tool:no-task"
+"""Tag of the DAGs whose calls never become tasks: they are quick."""
+
 WAIT_TOOL = "wait_for_dag_run"
 """Name of the tool that waits for a run that takes long."""
 
@@ -66,6 +69,8 @@ def build_input_schema(params: Any) -> Json:  # noqa: ANN401 # any JSON value
     for name, param in _iter_params(params):
         schema = _decode(param.get("schema"))
         described: Json = dict(schema) if isinstance(schema, dict) else {}
+        # Clients would repeat the value in a header, which servers must compare (2026-07-28, basic/transports).
+        described.pop("x-mcp-header", None)
         if isinstance(param.get("description"), str):
             described["description"] = param["description"]
         default = _decode(param.get("default"))

@@ -61,6 +61,39 @@ def test_params_are_flat_fields(param: InputParam, kind: str, given: Any, value:
     assert read_answer({OPTION_FIELD: "Approve", "p": given}, request).params_input == {"p": value}
 
 
+TITLED = [{"const": "a", "title": "First"}, {"const": "b", "title": "Second"}]
+
+
+@pytest.mark.parametrize(
+    ("param", "field"),
+    [
+        (build_param("a", type="string", oneOf=TITLED), {"type": "string", "oneOf": TITLED, "default": "a"}),
+        (
+            build_param("a", type="string", enum=["a"], enumNames=["First"]),
+            {"type": "string", "enum": ["a"], "enumNames": ["First"], "default": "a"},
+        ),
+        (
+            build_param("a", type="string", enum=["a"], enumNames=["First", "Second"]),
+            {"type": "string", "enum": ["a"], "default": "a"},
+        ),
+        (
+            build_param(["a"], type=["array", "null"], items={"enum": ["a", "b"]}, minItems=1),
+            {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}, "minItems": 1, "default": ["a"]},
+        ),
+        (
+            build_param(None, type="array", items={"anyOf": TITLED}),
+            {"type": "array", "items": {"anyOf": TITLED}},
+        ),
+    ],
+)
+def test_choices_are_fields(param: InputParam, field: dict[str, Any]) -> None:
+    request = build_request(params={"p": param})
+    built = build_elicitation(request)
+    assert built["requestedSchema"]["properties"]["p"] == field
+    ElicitRequestFormParams.model_validate(built)
+    assert read_answer({OPTION_FIELD: "Approve", "p": ["b"]}, request).params_input == {"p": ["b"]}
+
+
 def test_a_param_may_have_the_name_of_the_choice() -> None:
     request = build_request(params={OPTION_FIELD: build_param("x")})
     assert set(build_elicitation(request)["requestedSchema"]["properties"]) == {OPTION_FIELD, f"_{OPTION_FIELD}"}

@@ -43,6 +43,7 @@ def test_a_name_that_is_permitted_stays_and_others_differ() -> None:
         (encode_param(None, type="string"), {"type": "string"}, True),
         (encode_param(None, type=["null", "integer"]), {"type": ["null", "integer"], "default": None}, False),
         (encode_param(3), {"default": 3}, False),
+        (encode_param("a", type="string", **{"x-mcp-header": "A"}), {"type": "string", "default": "a"}, False),
         (encode_param("a", enum=["a", "b"]), {"enum": ["a", "b"], "default": "a"}, False),
         (
             encode_param([1], type="array", items={"__type": "dict", "__var": {"type": "integer"}}),
