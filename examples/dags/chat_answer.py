@@ -3,6 +3,12 @@
 Trigger it with `{"question": "Why is the sky blue?"}`. The task `answer` is the only leaf apart from the teardown, so
 its return value is the result of the run. stream_server sends it as soon as it is committed. In Airflow, the run
 finishes only after the teardown.
+
+The DAG is a tool of agents, too, whose output schema is:
+
+```json output-schema
+{"type": "object", "properties": {"question": {"type": "string"}, "answer": {"type": "string"}}, "required": ["answer"]}
+```
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ def think_time() -> None:
 @dag(
     schedule=None,
     catchup=False,
+    doc_md=__doc__,
     tags=["example", "tool", "tool:read-only"],
     params={
         "question": Param("Why is the sky blue?", type="string"),

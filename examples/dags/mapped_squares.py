@@ -11,6 +11,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 @dag(
     schedule=None,
     catchup=False,
+    doc_md=__doc__,
     tags=["example", "tool", "tool:read-only"],
     params={"numbers": Param([1, 2, 3, 4, 5], type="array", items={"type": "number"})},
 )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stream_server.cli.demo.progress import ProgressReporter
 
 DAG_ID = "chat_answer"
+_PROGRAM = Path(sys.executable).with_name("stream-server")
 RUN_ID = "first"
 CONF = {"question": "Why is the sky blue?", "teardown_seconds": 10}
 RUN_PAGE = f"/runs/{DAG_ID}/{RUN_ID}"
@@ -179,15 +180,29 @@ def _format_instructions(stack: DemoStack, token: str) -> str:
             f"  for useChat    {stack.server_url}/api/v2/dags/chat_stream/chat",
             f"  key            {token}  (valid for a day)",
             "",
+            "Or let an agent call DAGs as tools (docs/mcp.md): chat_answer, mapped_squares. Claude Code:",
+            "",
+            f"  claude mcp add --transport http airflow {stack.server_url}/mcp \\",
+            f"    --header 'Authorization: Bearer {token}'",
+            "",
+            "Claude Desktop and all other agents that have an `mcp.json` or a similar file:",
+            "",
+            f"  {format_mcp_configuration(stack.server_url, token)}",
+            "",
             "Press Ctrl-C to stop.",
         )
     )
 
 
+def format_mcp_configuration(url: str, token: str) -> str:
+    """Return the configuration of an agent that starts `stream-server mcp`, as JSON."""
+    server = {"command": str(_PROGRAM), "args": ["mcp", "--url", url], "env": {"STREAM_SERVER_TOKEN": token}}
+    return json.dumps({"mcpServers": {"airflow": server}})
+
+
 def _program_path() -> str:
     """Return the path of the command `stream-server`, relative to the current directory if possible."""
-    path = Path(sys.executable).with_name("stream-server")
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return os.path.relpath(_PROGRAM) if _PROGRAM.is_relative_to(Path.cwd()) else str(_PROGRAM)
 
 
 @contextmanager
