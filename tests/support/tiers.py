@@ -39,8 +39,8 @@ FAST = (
 """Integration tests that stop no server."""
 
 FAULTS = (
-    *("cancellation", "client_soak", "failover", "hostile_clients", "lossless", "other_cluster", "pooler", "proxies"),
-    *("signal_drain", "standby", "trigger_safety", "workers"),
+    *("cancellation", "client_soak", "failover", "hostile_clients", "lossless", "mcp_scenarios", "other_cluster"),
+    *("pooler", "proxies", "signal_drain", "standby", "trigger_safety", "workers"),
 )
 """Integration tests that take longest: most break something, and wait until it works again."""
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.state import State
-from stream_server.http.triggering import CANNOT_STORE, compute_digest
+from stream_server.http.triggering import compute_digest
+from stream_server.journal.idempotency_keys import CANNOT_STORE
 
 PURPOSE = "cancelled task of MCP"
 """Separates these claims from those of idempotency keys."""
