@@ -17,7 +17,7 @@ import pytest
 from stream_server.cli.demo.ports import choose_port
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN, AirflowSql
-from support.multi_process_server import START, WorkersOfServer, connections_of, open_streams
+from support.multi_process_server import START, WorkersOfServer, connections_of, open_streams, read_transitions
 from support.server import server_process, terminate_connections
 from support.streams import Frame, frames_of, sse, types, websocket
 from support.waiting import eventually_answered
@@ -92,14 +92,6 @@ async def run(airflow: AirflowSql) -> RunKey:
     key = RunKey("chat", f"run_{next(_numbers)}")
     await airflow.trigger(key, version, list(CHAIN))
     return key
-
-
-async def read_transitions(airflow: AirflowSql, key: RunKey) -> list[tuple[int, str]]:
-    rows = await airflow.connection.fetch(
-        "SELECT id, state FROM stream_server.journal WHERE run_id = $1 AND kind IN ('task', 'run') ORDER BY id",
-        key.run_id,
-    )
-    return [tuple(row) for row in rows]
 
 
 def transitions_of(frames: list[Frame]) -> list[tuple[int, str]]:

@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.client import AsyncClient
 from stream_server.domain.run_state import RunKey
+from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
 from support.airflow_sql import AirflowSql
-from support.multi_process_server import START, MultiProcessServer, connections_of, open_streams
+from support.multi_process_server import START, MultiProcessServer, connections_of, open_streams, read_transitions
 from support.server import server_process
 from support.streams import states, types
 from support.waiting import eventually_answered, eventually_async
@@ -98,15 +100,31 @@ async def test_a_worker_that_cannot_be_started_is_started_later(
         assert len(server.workers()) == WORKERS
 
 
-async def test_ready_only_while_all_workers_serve(serve: Serve) -> None:
-    async with serve() as server:
-        server.workers()[0].kill()
+async def test_ready_reports_a_lost_worker_and_python_clients_resume_at_others(
+    serve: Serve, airflow: AirflowSql, run: RunKey
+) -> None:
+    before = len(await read_transitions(airflow, run))
+    async with serve() as server, AsyncClient(server.url) as client:
+        streams = [client.stream(*run, until="run") for _ in range(CLIENTS)]
+        for stream in streams:
+            assert isinstance(await anext(stream), Snapshot)
+        waits = [asyncio.create_task(client.wait(*run, until="run", timeout=START)) for _ in range(CLIENTS)]
+        max(server.workers(), key=connections_of).kill()
 
         async def is_reported() -> bool:
             return [*(await server.get_json("/ready"))["problems"]] == [MISSING]
 
         await eventually_answered(is_reported, within=START)
         await server.wait_until_ready()
+        await airflow.complete_chain(run)
+        await airflow.set_task(run, "clean_up", "success")
+        await airflow.set_run(run, "success")
+        expected = (await read_transitions(airflow, run))[before:]
+        for stream in streams:
+            frames = [frame async for frame in stream]
+            seen = [(one.seq, one.state) for one in frames if isinstance(one, (TaskTransition, RunTransition))]
+            assert seen == expected
+        assert {outcome.state for outcome in await asyncio.gather(*waits)} == {"success"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

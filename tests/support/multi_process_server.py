@@ -12,6 +12,7 @@ import httpx
 import psutil
 
 from stream_server.domain.run_state import RunKey
+from support.airflow_sql import AirflowSql
 from support.streams import DEADLINE, Events, sse
 from support.waiting import eventually_answered
 
@@ -81,3 +82,11 @@ async def open_streams(url: str, key: RunKey, clients: int) -> AsyncIterator[lis
         for events in opened:
             assert (await events.next())["type"] == "snapshot"
         yield opened
+
+
+async def read_transitions(airflow: AirflowSql, key: RunKey) -> list[tuple[int, str]]:
+    rows = await airflow.connection.fetch(
+        "SELECT id, state FROM stream_server.journal WHERE run_id = $1 AND kind IN ('task', 'run') ORDER BY id",
+        key.run_id,
+    )
+    return [tuple(row) for row in rows]
