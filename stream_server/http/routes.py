@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
+from stream_server.http.agui.endpoints import connect_agent, get_capabilities, run_agent, stop_agent
 from stream_server.http.ai_sdk.endpoints import answer_chat, resume_chat, stop_chat
 from stream_server.http.endpoints import (
     firehose,
@@ -34,6 +35,7 @@ from stream_server.http.rate_limiting import AddressRateMiddleware, RateLimitMid
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
 CHAT = "/api/v2/dags/{dag_id}/chat"
+AG_UI = "/api/v2/dags/{dag_id}/ag-ui"
 SESSION = "/api/v2/stream/session"
 MCP = "/mcp"
 
@@ -63,6 +65,10 @@ def api_routes() -> list[BaseRoute]:
         (CHAT, answer_chat, "POST"),
         (f"{CHAT}/{{chat_id}}/stream", resume_chat, "GET"),
         (f"{CHAT}/{{chat_id}}/stop", stop_chat, "POST"),
+        (AG_UI, run_agent, "POST"),
+        (AG_UI, get_capabilities, "GET"),
+        (f"{AG_UI}/{{thread_id}}/connect", connect_agent, "POST"),
+        (f"{AG_UI}/{{thread_id}}/stop", stop_agent, "POST"),
         (MCP, receive_message, "POST"),
         (MCP, resume_response, "GET"),
     )

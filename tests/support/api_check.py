@@ -52,6 +52,7 @@ KNOWN = {
     "task_id": "ask",
     "model": "chat",
     "chat_id": "c1",
+    "thread_id": "t1",
     "response_id": encode_response_id(RunKey("chat", "over")),
 }
 """A finished run, so that its streams end."""

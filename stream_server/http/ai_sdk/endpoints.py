@@ -12,11 +12,11 @@ from starlette.responses import Response
 from stream_server.auth.authorizer import Caller
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, RunNotFound
-from stream_server.http.ai_sdk.current_runs import find_current_run, store_current_run
 from stream_server.http.ai_sdk.requests import build_question, decode_chat_request
 from stream_server.http.ai_sdk.translator import UiMessageTranslator
 from stream_server.http.caller import airflow_api_for, refuse_foreign_origin
 from stream_server.http.chat.caller import identify_chat_caller
+from stream_server.http.chat.current_runs import find_current_run, store_current_run
 from stream_server.http.chat.dags import find_chat_dag, refuse_paused_dag
 from stream_server.http.chat.run import AnsweringRun, IdempotencyKey, close_on_error, start_run, watch_run
 from stream_server.http.chat.translated_stream import TranslatedStream
@@ -26,6 +26,9 @@ from stream_server.http.triggering import name_run_in_errors
 from stream_server.protocol.bodies import Cancelled
 
 TRANSPORT = "ai_sdk"
+PURPOSE = "chat of the AI SDK"
+"""Separates the runs of chats from those of other conversations."""
+
 RESET_VALUES = ("part", "step")
 """Values of `reset`; the first is the default."""
 
@@ -54,7 +57,7 @@ async def _answer(request: Request, caller: Caller, *, resets_steps: bool) -> Re
         request, caller, dag_id, question.conf, None if key is None else IdempotencyKey(key), cancel_after=None
     )
     with close_on_error(run), name_run_in_errors(request, run.key):
-        await store_current_run(state, run.key, wanted.id)
+        await store_current_run(state, run.key, PURPOSE, wanted.id)
         return _stream(request, run, resets_steps=resets_steps)
 
 
@@ -100,7 +103,7 @@ async def _find_run(request: Request, caller: Caller) -> RunKey | None:
     state: State = request.scope["state"]
     dag_id = request.path_params["dag_id"]
     await state["authorizer"].check_dag(caller, dag_id)
-    return await find_current_run(state, dag_id, request.path_params["chat_id"])
+    return await find_current_run(state, dag_id, PURPOSE, request.path_params["chat_id"])
 
 
 def _parse_reset(request: Request) -> bool:

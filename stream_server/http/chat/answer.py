@@ -69,10 +69,11 @@ class Answer:
 
     Args:
         keeps_agent_steps: Whether `agent_steps` is needed.
+        shown: The text that the client has from an earlier response.
     """
 
-    def __init__(self, *, keeps_agent_steps: bool = False) -> None:
-        self._text = AnswerText()
+    def __init__(self, *, keeps_agent_steps: bool = False, shown: str = "") -> None:
+        self._text = AnswerText(shown)
         self._agents = AgentSteps(keeps_standing=keeps_agent_steps)
         self._result_tasks: frozenset[str] = frozenset()
         self._outcome: Result | Failure | None = None

@@ -34,13 +34,17 @@ Attempt: TypeAlias = tuple[int, int]
 
 
 class AnswerText:
-    """The text that a client has received, and what follows it."""
+    """The text that a client has received, and what follows it.
 
-    def __init__(self) -> None:
+    Args:
+        shown: The text that the client has from an earlier response. It is not sent again.
+    """
+
+    def __init__(self, shown: str = "") -> None:
         self._parts: list[str] = []
         """The text since the last retraction."""
 
-        self._shown = ""
+        self._shown = shown
         """The text that the client has received and that was retracted, while `_parts` only repeat it."""
 
         self._repeated = 0

@@ -35,8 +35,8 @@ MAX_TICK_SECONDS = 1.0
 
 MAX_WHEEL_SLOTS = 64
 
-TRANSPORTS = ("sse", "ndjson", "websocket", "multiplex", "openai", "ai_sdk", "mcp", "result", "wait")
-"""Transports, as metrics label them. Requests to the last two wait for one response. The last five have no writer."""
+TRANSPORTS = ("sse", "ndjson", "websocket", "multiplex", "openai", "ai_sdk", "ag_ui", "mcp", "result", "wait")
+"""Transports, as metrics label them. Requests to the last two wait for one response. The last six have no writer."""
 
 AGE_JITTER = (0.9, 1.0)
 """Bounds of the random share of the maximum age, so that connections opened at once are not all closed at once."""

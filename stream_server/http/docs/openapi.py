@@ -9,6 +9,7 @@ import msgspec
 import stream_server
 from stream_server import errors
 from stream_server.http.delivery import ndjson
+from stream_server.http.docs.openapi_agui import build_ag_ui_paths
 from stream_server.http.docs.openapi_ai_sdk import build_ai_sdk_paths
 from stream_server.http.docs.openapi_input import build_answer_operation
 from stream_server.http.docs.openapi_lists import LIST_BODIES, build_list_paths
@@ -153,6 +154,11 @@ def build_openapi() -> Json:
             ),
             **build_openai_paths(OPTIONAL_SECURITY),
             **build_ai_sdk_paths(
+                partial(problem_responses, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS, errors.ReadReplica),
+                OPTIONAL_SECURITY,
+                REFUSAL_STATUSES,
+            ),
+            **build_ag_ui_paths(
                 partial(problem_responses, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS, errors.ReadReplica),
                 OPTIONAL_SECURITY,
                 REFUSAL_STATUSES,

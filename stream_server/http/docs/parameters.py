@@ -58,6 +58,7 @@ NAMES_SCHEMA: Json = {"type": "array", "items": {"type": "string", "minLength": 
 
 PATH_VARIABLES: dict[str, str] = {
     "chat_id": "ID of the chat, as the client has chosen it.",
+    "thread_id": "ID of the thread, as the client has chosen it.",
     "response_id": "ID of the response.",
     "model": "ID of a DAG with the tag `chat`.",
     "dag_id": "The DAG ID.",

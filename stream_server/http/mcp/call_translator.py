@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.chat.answer import describe_activity
-from stream_server.http.mcp.elicitation import build_elicitation
+from stream_server.http.chat.answer_form import build_elicitation
 from stream_server.http.mcp.messages import (
     RequestId,
     build_notification,

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from stream_server.domain.run_state import RunKey
-from stream_server.http.mcp.elicitation import build_elicitation
+from stream_server.http.chat.answer_form import build_elicitation
 from stream_server.http.mcp.references import CallReference, encode_reference
 from stream_server.http.mcp.results import build_result
 from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot, TaskTransition

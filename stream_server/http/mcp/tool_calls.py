@@ -13,6 +13,7 @@ from stream_server.domain.dag_description import DagDescription
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import Draining, StreamServerError
 from stream_server.http.caller import airflow_api_for
+from stream_server.http.chat.answer_form import ACCEPT, ACTIONS, read_answer
 from stream_server.http.chat.dags import find_tagged_dag, list_tagged_dags, refuse_paused_dag
 from stream_server.http.chat.reading import read_frames_so_far
 from stream_server.http.chat.run import AnsweringRun, close_on_error, trigger_run, watch_run
@@ -20,7 +21,6 @@ from stream_server.http.chat.translated_stream import MEDIA_TYPE
 from stream_server.http.endpoints.human_input import send_answer
 from stream_server.http.mcp.call_stream import CallStream
 from stream_server.http.mcp.call_translator import Call, CallTranslator
-from stream_server.http.mcp.elicitation import ACCEPT, ACTIONS, read_answer
 from stream_server.http.mcp.messages import INVALID_PARAMS, RpcError
 from stream_server.http.mcp.references import CallReference, build_run_uri, decode_reference, parse_run_uri
 from stream_server.http.mcp.requests import McpRequest

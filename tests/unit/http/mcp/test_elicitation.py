@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from mcp_types import ElicitRequestFormParams
 
-from stream_server.http.mcp.elicitation import OPTION_FIELD, build_elicitation, read_answer
+from stream_server.http.chat.answer_form import OPTION_FIELD, build_elicitation, read_answer
 from stream_server.protocol.input_frames import Input, InputParam
 
 ASKED_AT = datetime(2026, 11, 30, 12, tzinfo=timezone.utc)

@@ -1,4 +1,4 @@
-"""Requests for human input as elicitations. Pure.
+"""Requests for human input as forms with a flat schema, as elicitations of MCP and interrupts of AG-UI have them. Pure.
 
 The schema of an elicitation is flat: only strings, numbers, booleans and choices (2025-11-25, client/elicitation).
 """

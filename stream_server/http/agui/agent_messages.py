@@ -1,0 +1,123 @@
+"""What AI agents in tasks do, as reasoning messages and tool calls. Pure.
+
+A client that connects again gets only what its messages lack: they are compared by id, and reasoning by its text, too.
+"""
+
+from __future__ import annotations
+
+from stream_server.http.agui.requests import Message
+from stream_server.http.chat.agent_steps import AgentStep, Thought, ToolEnded, ToolStarted
+from stream_server.protocol.schema import Json
+
+NO_RESULT = "The tool has returned nothing"
+"""Content for calls without a result. A call without any would be one that the page has to carry out."""
+
+
+class AgentMessages:
+    """The messages of the agents of a run.
+
+    Args:
+        run_id: The DAG run, which the ids of these messages begin with.
+        known: The messages of the client.
+    """
+
+    def __init__(self, run_id: str, known: list[Message]) -> None:
+        self._run_id = run_id
+        self._known = {message.id: message.text for message in known}
+        """By id, the text that the client has, and that the frames have not repeated."""
+
+        self._open: dict[str, None] = {}
+        """Ids of open reasoning messages."""
+
+        self._pending: dict[str, None] = {}
+        """Calls without a result."""
+
+    def translate(self, step: AgentStep) -> list[Json]:
+        """Return the events of a step."""
+        match step:
+            case Thought():
+                return self._think(self._identify(step.section), step.text)
+            case ToolStarted():
+                return [*self.end_reasoning(), *self._call(self._identify(step.call_id), step)]
+            case ToolEnded(name=None):
+                return []
+            case ToolEnded():
+                return [*self.end_reasoning(), *self._finish_call(self._identify(step.call_id), read_content(step))]
+
+    def build(self, steps: list[AgentStep]) -> list[Json]:
+        """Return the messages of the steps that hold."""
+        messages: dict[str, Json] = {}
+        for step in steps:
+            match step:
+                case Thought():
+                    message_id = self._identify(step.section)
+                    begun = messages.setdefault(message_id, {"id": message_id, "role": "reasoning", "content": ""})
+                    begun["content"] += step.text
+                case ToolStarted():
+                    call_id = self._identify(step.call_id)
+                    function = {"name": step.name, "arguments": bytes(step.arguments).decode()}
+                    calls = [{"id": call_id, "type": "function", "function": function}]
+                    messages[call_id] = {"id": call_id, "role": "assistant", "toolCalls": calls}
+                case ToolEnded():
+                    call_id = self._identify(step.call_id)
+                    result = {"id": f"{call_id}/result", **build_result(call_id, read_content(step))}
+                    messages[result["id"]] = result
+        return list(messages.values())
+
+    def end(self) -> list[Json]:
+        """Return the events that end what is open."""
+        events = self.end_reasoning()
+        for call_id in list(self._pending):
+            events += self._finish_call(call_id, NO_RESULT)
+        return events
+
+    def end_reasoning(self) -> list[Json]:
+        """Return the events that end open reasoning. Calls may get their results in a later response."""
+        ids = [*self._open]
+        self._open.clear()
+        kinds = ("REASONING_MESSAGE_END", "REASONING_END")
+        return [{"type": kind, "messageId": message_id} for message_id in ids for kind in kinds]
+
+    def _think(self, message_id: str, text: str) -> list[Json]:
+        known = self._known.get(message_id, "")
+        self._known[message_id] = known[len(text) :]
+        rest = text.removeprefix(known)
+        if known.startswith(text) or not rest:
+            return []
+        events: list[Json] = []
+        if message_id not in self._open:
+            self._open[message_id] = None
+            events.append({"type": "REASONING_START", "messageId": message_id})
+            events.append({"type": "REASONING_MESSAGE_START", "messageId": message_id, "role": "reasoning"})
+        return [*events, {"type": "REASONING_MESSAGE_CONTENT", "messageId": message_id, "delta": rest}]
+
+    def _call(self, call_id: str, step: ToolStarted) -> list[Json]:
+        self._pending[call_id] = None
+        if call_id in self._known:
+            return []
+        arguments = bytes(step.arguments).decode()
+        return [
+            {"type": "TOOL_CALL_START", "toolCallId": call_id, "toolCallName": step.name},
+            {"type": "TOOL_CALL_ARGS", "toolCallId": call_id, "delta": arguments},
+            {"type": "TOOL_CALL_END", "toolCallId": call_id},
+        ]
+
+    def _finish_call(self, call_id: str, content: str) -> list[Json]:
+        self._pending.pop(call_id, None)
+        message_id = f"{call_id}/result"
+        if message_id in self._known:
+            return []
+        return [{"type": "TOOL_CALL_RESULT", "messageId": message_id, **build_result(call_id, content)}]
+
+    def _identify(self, name: str) -> str:
+        return f"{self._run_id}/{name}"
+
+
+def build_result(call_id: str, content: str) -> Json:
+    return {"role": "tool", "toolCallId": call_id, "content": content}
+
+
+def read_content(step: ToolEnded) -> str:
+    if step.error is not None:
+        return step.error
+    return "" if step.result is None else bytes(step.result).decode()

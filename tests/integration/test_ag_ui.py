@@ -1,0 +1,328 @@
+"""`HttpAgent` of the npm package `@ag-ui/client` with its verifier of events, as DAGs answer it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from starlette.responses import JSONResponse
+
+from stream_server.domain.run_state import RunKey
+from stream_server.errors import JournalUnreachable, ReadReplica
+from stream_server.http.agui import endpoints
+from stream_server.journal.idempotency_keys import IdempotencyKeys
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub, ReceivedRequest
+from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
+from support.chat_runs import ask_human, begin_answer, fail_answer, retry_answer
+from support.node_clients import ClientProcess, run_node
+from support.server import RunningServer, running_server
+from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
+from support.tcp_proxy import TcpProxy
+from support.waiting import eventually_async
+
+AGENT = "/api/v2/dags/chat/ag-ui"
+QUESTION = {"id": "m1", "role": "user", "content": "Why?"}
+BODY = {"threadId": "t1", "runId": "first", "messages": [QUESTION]}
+
+
+@pytest.fixture(autouse=True)
+async def tagged(airflow: AirflowSql, stub: AirflowStub) -> None:
+    """The DAG `chat` of the stub answers questions."""
+    await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ('chat', 'chat')")
+
+
+@pytest.fixture
+def answering(stub: AirflowStub, airflow: AirflowSql, permissions: object) -> AirflowStub:
+    """Airflow writes the answers to questions of tasks."""
+    before = stub.instead
+    assert before is not None
+
+    async def respond(received: ReceivedRequest) -> Any:
+        if received.method != "PATCH" or "hitlDetails" not in received.target:
+            return await before(received)
+        key = RunKey("chat", stub.triggers[-1].json["dag_run_id"])
+        await airflow.answer_input(key, "ask", *received.json["chosen_options"])
+        return JSONResponse(
+            {**received.json, "responded_by": {"id": "1", "name": "Ada"}, "responded_at": "2026-11-22T14:21:10Z"}
+        )
+
+    stub.instead = respond
+    return stub
+
+
+def arguments(server: RunningServer, key: str, *rest: str) -> list[str]:
+    return ["ag-ui.js", f"{server.url}{AGENT}", key, "t1", *(rest or ("run",))]
+
+
+async def events_until(script: ClientProcess, kind: str) -> list[dict[str, Any]]:
+    """Return the events up to one of a type."""
+    found: list[dict[str, Any]] = []
+    while not found or found[-1]["type"] != kind:
+        line = await script.next()
+        assert line["type"] == "event", line
+        found.append(line["event"])
+    return found
+
+
+def read_events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+
+
+def text_of(closed: dict[str, Any]) -> str:
+    """Return the text of the answer, which is the only message of this client about the run."""
+    (text,) = [one["content"] for one in closed["messages"][3:] if one["role"] == "assistant"]
+    assert isinstance(text, str)
+    return text
+
+
+async def test_an_answer_is_streamed_with_its_steps_state_and_result(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token)) as script:
+        key = await begin_answer(airflow, stub, {"progress": 0.5, "text": "writing"}, "Be")
+        events = await events_until(script, "TEXT_MESSAGE_CONTENT")
+        assert events[0]["metadata"] == {"airflow": {"dag_id": "chat", "run_id": key.run_id}}
+        assert {"type": "STEP_STARTED", "stepName": "answer"} in events
+        await airflow.emit_output(key, "answer", 2, "cause")
+        await airflow.push(key, "answer", {"answer": "Because.", "sources": ["sky"]})
+        await airflow.set_task(key, "answer", "success")
+        *_, result, closed = await script.until("closed")
+    value = {"answer": "Because.", "sources": ["sky"]}
+    assert result == {"type": "result", "result": value}
+    assert text_of(closed) == "Because."
+    (activity,) = [one for one in closed["messages"] if one["role"] == "activity"]
+    assert (activity["activityType"], activity["content"]["text"]) == ("progress", "writing")
+    assert closed["state"]["page"] == "kept"
+    assert closed["state"]["dag_run"]["tasks"]["answer"]["try_number"] == 1
+    assert stub.triggers[0].json["conf"] == {
+        "message": "Why?",
+        "history": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}],
+    }
+
+
+async def test_a_failing_run_is_an_error_of_the_client(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token)) as script:
+        await fail_answer(airflow, await begin_answer(airflow, stub, "Be"))
+        error = (await events_until(script, "RUN_ERROR"))[-1]
+        closed = (await script.until("closed"))[-1]
+    assert error["code"] == "task_failed"
+    assert "has no result: task failed (task 'answer')" in error["message"]
+    assert error["metadata"] == {"airflow": {"reconnect": False}}
+    assert text_of(closed) == "Be"
+
+
+async def test_a_disconnect_does_not_cancel_and_a_stop_does(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, "abort")) as script:
+        key = await begin_answer(airflow, stub, "Be")
+        await script.until("closed")
+    await wait_for_cancellation_decision()
+    assert stub.patches == []
+    async with client_for(auth_server, ada) as plain, plain.stream("POST", f"{AGENT}/t1/connect", json=BODY) as again:
+        stopped = await plain.post(f"{AGENT}/t1/stop")
+        assert (stopped.status_code, stopped.json()["dag_run_id"]) == (200, key.run_id)
+        events = read_events((await again.aread()).decode())
+    assert events[-1]["type"] == "RUN_ERROR"
+    assert len(stub.triggers) == 1
+
+
+async def test_a_question_to_a_human_interrupts_and_its_answer_continues_the_same_dag_run(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, answering: AirflowStub
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, "answer", '{"chosen_options": "Reject"}')) as script:
+        key = await begin_answer(airflow, answering, "Be")
+        await events_until(script, "TEXT_MESSAGE_CONTENT")
+        await ask_human(airflow, key)
+        events = await events_until(script, "RUN_FINISHED")
+        assert events[-2]["type"] == "STATE_SNAPSHOT"
+        (interrupt,) = events[-1]["outcome"]["interrupts"]
+        assert (interrupt["reason"], interrupt["message"]) == ("confirmation", "Publish?")
+        assert interrupt["responseSchema"]["properties"]["chosen_options"]["enum"] == ["Approve", "Reject"]
+        started = (await events_until(script, "RUN_STARTED"))[-1]
+        assert (started["runId"], started["metadata"]["airflow"]["run_id"]) == ("next-1", key.run_id)
+        await airflow.emit_output(key, "answer", 1, "cause")
+        await airflow.push(key, "answer", "Because")
+        closed = (await script.until("closed"))[-1]
+    assert (text_of(closed), closed["interrupts"]) == ("Because", [])
+    assert [patch.json["chosen_options"] for patch in answering.patches if patch.json] == [["Reject"]]
+    assert len(answering.triggers) == 1
+
+
+@pytest.mark.parametrize("payload", [True, {"approved": True}, "Approve", ["Approve"], {"chosen_options": ["Approve"]}])
+async def test_an_answer_has_many_forms_and_a_repeated_one_changes_nothing(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, answering: AirflowStub, payload: object
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        async with plain.stream("POST", AGENT, json=BODY) as response:
+            key = await begin_answer(airflow, answering)
+            await ask_human(airflow, key)
+            interrupt = read_events((await response.aread()).decode())[-1]["outcome"]["interrupts"][0]
+        resume = {"interruptId": interrupt["id"], "status": "resolved", "payload": payload}
+        for _ in range(2):
+            async with plain.stream("POST", AGENT, json={**BODY, "runId": "next", "resume": [resume]}) as response:
+                assert response.status_code == 200
+        assert [patch.json["chosen_options"] for patch in answering.patches if patch.json] == [["Approve"]]
+        await airflow.push(key, "answer", "Because")
+        again = await plain.post(AGENT, json={**BODY, "runId": "next", "resume": [resume]})
+    assert read_events(again.text)[-1]["result"] == "Because"
+
+
+async def test_a_cancelled_interrupt_stays_open_for_others(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, answering: AirflowStub
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        async with plain.stream("POST", AGENT, json=BODY) as response:
+            key = await begin_answer(airflow, answering)
+            await ask_human(airflow, key)
+            interrupt = read_events((await response.aread()).decode())[-1]["outcome"]["interrupts"][0]
+        resume = {"interruptId": interrupt["id"], "status": "cancelled"}
+        dropped = await plain.post(AGENT, json={**BODY, "runId": "next", "resume": [resume]})
+        assert read_events(dropped.text)[-1]["outcome"] == {"type": "cancelled"}
+        lost = await plain.post(AGENT, json={**BODY, "threadId": "other", "resume": [resume]})
+    assert answering.patches == []
+    assert (lost.status_code, "no run" in lost.json()["detail"]) == (422, True)
+
+
+async def test_a_retried_task_takes_its_text_back(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token)) as script:
+        key = await begin_answer(airflow, stub, "Because")
+        await events_until(script, "TEXT_MESSAGE_CONTENT")
+        await retry_answer(airflow, key, "Bees")
+        closed = (await script.until("closed"))[-1]
+    assert text_of(closed) == "Bees"
+    assert [one["id"] for one in closed["messages"][:3]] == ["1", "2", "3"]
+    assert closed["state"]["dag_run"]["tasks"]["answer"]["try_number"] == 2
+
+
+async def test_an_answer_continues_after_a_lost_connection_and_at_another_server(
+    auth_server: RunningServer,
+    ada: CallerPermissions,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+    settings: Callable[..., Settings],
+) -> None:
+    port = urlsplit(auth_server.url).port
+    async with TcpProxy.listen(port) as proxy, running_server(settings(airflow_url=stub.url)) as other:
+        address = f"http://127.0.0.1:{proxy.port}{AGENT}"
+        async with run_node("ag-ui.js", address, ada.token, "t1", "run") as script:
+            key = await begin_answer(airflow, stub, "Be")
+            await events_until(script, "TEXT_MESSAGE_CONTENT")
+            await proxy.cut_connections()
+            assert (await script.until("closed"))[-2]["type"] == "error"
+        # The same request attaches to the run, whose text comes again.
+        async with run_node("ag-ui.js", address, ada.token, "t1", "run") as script:
+            assert (await events_until(script, "TEXT_MESSAGE_CONTENT"))[-1]["delta"] == "Be"
+            await auth_server.hub.drain(5)
+            error = (await events_until(script, "RUN_ERROR"))[-1]
+            assert error["metadata"] == {"airflow": {"reconnect": True}}
+        await eventually_async(lambda: other.hub.is_live)
+        known = {"id": key.run_id, "role": "assistant", "content": "Be"}
+        body = {**BODY, "runId": "again", "messages": [QUESTION, known]}
+        async with (
+            client_for(other, ada) as plain,
+            plain.stream("POST", f"{AGENT}/t1/connect", json=body) as response,
+        ):
+            await airflow.emit_output(key, "answer", 1, "cause")
+            await airflow.push(key, "answer", "Because")
+            events = read_events((await response.aread()).decode())
+    assert [event["delta"] for event in events if event["type"] == "TEXT_MESSAGE_CONTENT"] == ["cause"]
+    assert events[-1]["result"] == "Because"
+    assert {trigger.json["dag_run_id"] for trigger in stub.triggers} == {key.run_id}
+    assert stub.patches == []
+
+
+async def test_a_finished_answer_is_still_there_for_a_page_that_was_reloaded(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub
+) -> None:
+    stub.then = complete_run
+    async with client_for(auth_server, ada) as plain:
+        assert (await plain.post(f"{AGENT}/t1/connect", json=BODY)).status_code == 204
+        assert (await plain.post(f"{AGENT}/t1/stop")).status_code == 204
+        first = read_events((await plain.post(AGENT, json=BODY)).text)
+        again = read_events((await plain.post(f"{AGENT}/t1/connect", json={**BODY, "messages": []})).text)
+        assert again[-1] == {**first[-1], "runId": "first"}
+        assert [event for event in again if event["type"].startswith("TEXT")] == [
+            event for event in first if event["type"].startswith("TEXT")
+        ]
+
+
+async def test_each_caller_needs_their_own_rights(
+    auth_server: RunningServer, ada: CallerPermissions, permissions: StubPermissions, stub: AirflowStub
+) -> None:
+    bob = CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
+    permissions.callers.append(bob)
+    async with client_for(auth_server, ada) as plain, plain.stream("POST", AGENT, json=BODY):
+        await eventually_async(lambda: stub.triggers)
+        async with run_node(*arguments(auth_server, bob.token)) as script:
+            assert "404" in (await script.until("closed"))[-2]["message"]
+        async with client_for(auth_server, bob) as other:
+            assert (await other.get(AGENT)).status_code == 404
+            assert (await other.post(f"{AGENT}/t1/connect", json=BODY)).status_code == 403
+            assert (await other.post(f"{AGENT}/t1/stop")).status_code == 403
+        async with client_for(auth_server) as anonymous:
+            assert (await anonymous.post(AGENT, json=BODY)).status_code == 401
+        capabilities = (await plain.get(AGENT)).json()
+    assert capabilities["identity"]["name"] == "chat"
+    assert capabilities["transport"]["resumable"] is True
+    assert (len(stub.triggers), stub.patches) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        {**BODY, "threadId": ""},
+        {**BODY, "messages": []},
+        {**BODY, "messages": ["Why?"]},
+        {**BODY, "messages": [{"id": "m1", "role": "assistant", "content": "Why?"}]},
+        {**BODY, "messages": [{"id": "m1", "role": "user", "content": [{"type": "image"}]}]},
+        {**BODY, "resume": [{"interruptId": "x", "status": "resolved"}]},
+    ],
+)
+async def test_a_request_without_a_question_is_refused(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub, body: object
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        answer = await plain.post(AGENT, json=body)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert (stub.triggers, auth_server.subscriptions()) == ([], [])
+
+
+async def test_a_thread_that_cannot_be_stored_leaves_nothing_open(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: object) -> None:
+        raise JournalUnreachable("PostgreSQL does not answer")
+
+    monkeypatch.setattr(endpoints, "store_current_run", fail)
+    async with client_for(auth_server, ada) as plain:
+        answer = await plain.post(AGENT, json=BODY)
+    assert len(stub.triggers) == 1
+    assert answer.status_code == 503
+    assert answer.headers["location"] in answer.json()["detail"]
+    assert auth_server.subscriptions() == []
+
+
+async def test_a_server_that_stores_nothing_answers_but_does_not_connect(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_arguments: object, **_options: object) -> None:
+        raise ReadReplica("The database is a read replica")
+
+    for name in ("find_run", "claim_run", "replace_run"):
+        monkeypatch.setattr(IdempotencyKeys, name, refuse)
+    stub.then = complete_run
+    async with client_for(auth_server, ada) as plain:
+        assert read_events((await plain.post(AGENT, json=BODY)).text)[-1]["type"] == "RUN_FINISHED"
+        assert (await plain.post(f"{AGENT}/t1/connect", json=BODY)).status_code == 204
