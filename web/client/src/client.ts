@@ -1,6 +1,6 @@
 // The client: creates streams. What many applications never use is loaded on demand.
 
-import { detectPlatform } from "./platform.js"
+import { createServerAccess } from "./internals.js"
 import type { ReconnectOptions } from "./stream/reconnection.js"
 import { MultiRunStream, SingleRunStream } from "./stream/run_streams.js"
 import { canRenewCredential, type ServerAccess } from "./transport/http.js"
@@ -39,9 +39,7 @@ class StreamClient implements Client {
 
   constructor(options: ClientOptions) {
     this.#options = options
-    const platform = { ...detectPlatform(), ...options.platform }
-    const baseUrl = (options.baseUrl ?? "").replace(/\/+$/, "")
-    this.#server = { baseUrl, auth: options.auth ?? "cookie", platform }
+    this.#server = createServerAccess(options)
     this.#transport = selectTransport(this.#server, options)
   }
 
