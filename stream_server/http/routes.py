@@ -85,7 +85,12 @@ def api_routes() -> list[BaseRoute]:
         ),
         *_openai_routes(),
         *(
-            Route(path, AddressRateMiddleware(as_asgi_app(get_resource_metadata)), methods=["GET"])
+            Route(
+                path,
+                AddressRateMiddleware(as_asgi_app(get_resource_metadata)),
+                methods=["GET"],
+                include_in_schema=path != METADATA,
+            )
             for path in (METADATA, METADATA + MCP)
         ),
     ]

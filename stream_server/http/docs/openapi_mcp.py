@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from stream_server import errors
 from stream_server.http.delivery import sse
-from stream_server.http.docs.responses import JSON_TYPE
+from stream_server.http.docs.responses import JSON_TYPE, PROBLEM_TYPE
+from stream_server.http.mcp.authorization import METADATA
 from stream_server.http.mcp.messages import RpcError, build_error, build_response
 from stream_server.http.mcp.results import build_text
-from stream_server.protocol.schema import Json
+from stream_server.protocol.schema import Json, reference_to
 
 MCP = "/mcp"
 
@@ -30,6 +31,10 @@ _MESSAGE: Json = {
     "required": ["jsonrpc"],
 }
 _CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "forecast", "arguments": {}}}
+_METADATA = {
+    "resource": "https://stream.example.com/mcp",
+    "authorization_servers": ["https://login.example.com/realms/airflow"],
+}
 _RESULT = build_response(1, build_text("Sunny."))
 _REFUSED = build_error(1, RpcError(-32602, "There is no tool 'forecast'"))
 
@@ -79,5 +84,23 @@ def build_mcp_paths(problems: Callable[..., Json], security: list[Json]) -> Json
                     "405": {"description": "There is nothing to continue: the server sends nothing without a request"},
                 },
             },
-        }
+        },
+        METADATA + MCP: {
+            "get": {
+                "operationId": "getMcpResourceMetadata",
+                "summary": "Authorization servers whose tokens Airflow accepts (RFC 9728), if that is configured",
+                "security": [],
+                "responses": {
+                    **problems(),
+                    "200": {
+                        "description": "The metadata",
+                        "content": {JSON_TYPE: {"schema": {"type": "object"}, "example": _METADATA}},
+                    },
+                    "404": {
+                        "description": "No authorization server is configured",
+                        "content": {PROBLEM_TYPE: {"schema": reference_to("Problem")}},
+                    },
+                },
+            }
+        },
     }
