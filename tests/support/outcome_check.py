@@ -54,6 +54,10 @@ CHUNK = 25
 """Cases that a process simulates before it reports."""
 
 
+PROGRESS = 500
+"""Cases after which a check reports how far it is."""
+
+
 class CheckReport(NamedTuple):
     """Figures and remarks of some cases."""
 
@@ -294,6 +298,8 @@ def _check_all(options: argparse.Namespace, kinds: Sequence[str], directory: str
                 figures += report.figures
                 for remark in report.remarks:
                     sys.stdout.write(f"{remark}\n")
+                if figures["cases"] % PROGRESS == 0:
+                    sys.stdout.write(f"checked {figures['cases']} cases, {figures['wrong']} wrong\n")
                 sys.stdout.flush()
         except KeyboardInterrupt:
             is_interrupted = True
