@@ -210,12 +210,25 @@ def skip_downstream(instance: Any, task_ids: Sequence[str], session: Session) ->
     ti_skip_downstream(instance.id, payload, session, *bag)
 
 
+def public_index() -> Any:
+    """Return the `map_index` of Airflow's API."""
+    if not HAS_ROW_PER_TRY:
+        return TaskInstance.map_index
+    return import_module("airflow.models.task_coordinates").public_map_index_expression(TaskInstance)
+
+
 def find_looped_tasks(dag: Any) -> frozenset[str]:
     """Return the tasks in loops, and their gates (Airflow 3.4)."""
     if not HAS_ROW_PER_TRY:
         return frozenset()
-    enclosing_loop = import_module("airflow.models.task_coordinates").enclosing_loop
-    return frozenset(task.task_id for task in dag.tasks if enclosing_loop(task) is not None)
+    return frozenset(task.task_id for task in dag.tasks if find_loop(dag, task.task_id) is not None)
+
+
+def find_loop(dag: Any, task_id: str) -> Any:
+    """Return the task loop around a task; `None` without one."""
+    if not HAS_ROW_PER_TRY or not dag.has_task(task_id):
+        return None
+    return import_module("airflow.models.task_coordinates").enclosing_loop(dag.get_task(task_id))
 
 
 def complete_gate(instance: Any, session: Session, *, stops: bool) -> None:

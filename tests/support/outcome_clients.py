@@ -56,7 +56,7 @@ class Knowledge:
     """What a client knows that follows the protocol."""
 
     run: tuple[str | None, int] | None = None
-    tasks: dict[tuple[str, int], tuple[str | None, int]] = field(default_factory=dict)
+    tasks: dict[tuple[str, int, int | None], tuple[str | None, int]] = field(default_factory=dict)
     result_tasks: tuple[str, ...] = ()
     outcome: ClientOutcome | None = None
     end: ClientEnd | None = None
@@ -70,14 +70,16 @@ class Knowledge:
             self.outcome = None
         elif isinstance(frame, Snapshot):
             self.run = frame.run.state, frame.run.clear_number
-            self.tasks = {(one.task_id, one.map_index): (one.state, one.try_number) for one in frame.tasks}
+            self.tasks = {
+                (one.task_id, one.map_index, one.iteration): (one.state, one.try_number) for one in frame.tasks
+            }
             self.result_tasks = tuple(frame.result_tasks)
         elif isinstance(frame, RunTransition):
             self.run = frame.state, frame.clear_number
         elif isinstance(frame, TaskTransition):
             if frame.map_index >= 0:
-                self.tasks.pop((frame.task_id, -1), None)
-            self.tasks[frame.task_id, frame.map_index] = frame.state, frame.try_number
+                self.tasks.pop((frame.task_id, -1, frame.iteration), None)
+            self.tasks[frame.task_id, frame.map_index, frame.iteration] = frame.state, frame.try_number
         elif isinstance(frame, Result):
             assert self.outcome is None, f"a second outcome without a reset: {frame}"
             results = {task_id: json.loads(bytes(value)) for task_id, value in frame.results.items()}
@@ -100,8 +102,8 @@ class Knowledge:
         run = (tables.run.state, tables.run.clear_number)
         if self.run != run:
             return f"the run is {run}, not {self.run}"
-        tasks = {instance: (row.state, row.try_number) for instance, row in tables.instances.items()}
-        for instance in sorted(tasks.keys() | self.tasks.keys()):
+        tasks = {(task, index, row.iteration): (row.state, row.try_number) for task, index, row in tables.rows}
+        for instance in sorted(tasks.keys() | self.tasks.keys(), key=str):
             if tasks.get(instance) != self.tasks.get(instance):
                 return f"{instance} is {tasks.get(instance)}, not {self.tasks.get(instance)}"
         return None

@@ -233,13 +233,17 @@ class HistoryDagMaker(DagMaker):
     @override
     def make(self) -> DAG:
         with DAG(DAG_ID, schedule=None, fail_fast=self._fail_fast, dagrun_timeout=timedelta(hours=1)) as dag:
+            if HAS_LOOPS and self._chance(0.25):
+                self._loop("loop", self._rng.randint(1, 2))
             self._fill(self._rng.randint(1, 5), depth=0, mapped=False)
             if self._chance(0.3):
                 self._add_setups_and_teardowns()
             for _ in range(self._rng.choice((0, 0, 1, 1, 2))):
                 self._add_leaf()
             marks = self._rng.random()
-            marked = self._rng.sample(self._tasks, min(len(self._tasks), self._rng.choice((1, 1, 2))))
+            # Neither Airflow nor `stream_server.authoring` permits a mark in a loop.
+            markable = [task for task in self._tasks if task not in self._looped]
+            marked = self._rng.sample(markable, min(len(markable), self._rng.choice((1, 1, 2))))
             if marks < 0.2:
                 for task in marked:
                     _mark(task)
@@ -252,12 +256,6 @@ class HistoryDagMaker(DagMaker):
         dag.validate_setup_teardown()
         dag.check_cycle()
         return dag
-
-    @override
-    def _loop(self, name: str, count: int) -> None:
-        """Add a plain group: the tables of a history have one row of each task instance."""
-        with TaskGroup(name):
-            self._fill(count, depth=2, mapped=False)
 
     def _mark_natively(self, tasks: list[Any]) -> None:
         """Mark tasks with Airflow's own result mark, which 3.4 stores with the DAG."""

@@ -170,6 +170,8 @@ class History:
         if self._is_expired and name == "loop":
             self._is_expired = False
             self._count(*(("timeout",) if now.run.state == "failed" != before.run.state else ()))
+        if any(row.iteration for key, row in changed.items() if key in before.instances and row.try_number == 0):
+            self._count("another iteration")
         if any(row.state == "removed" for row in changed.values()):
             self._count("removed")
         if name == "loop" and now.run.state not in FINAL:
@@ -189,7 +191,7 @@ class History:
         self._count("late push")
         return f"late push of {key}"
 
-    def _work(self, key: InstanceKey, instances: Mapping[InstanceKey, InstanceRow]) -> str:  # noqa: PLR0911
+    def _work(self, key: InstanceKey, instances: Mapping[InstanceKey, InstanceRow]) -> str:  # noqa: C901, PLR0911
         rng, run = self._rng, self._run
         row = instances[key]
         if row.state == "restarting":
@@ -216,6 +218,10 @@ class History:
             run.skip(key)
             return f"skip {key}"
         task: Any = run.dag.task_dict.get(key[0])
+        if task is not None and task.task_type == "LoopGateOperator":
+            is_last = rng.random() < 0.4
+            run.complete_gate(key, stops=is_last)
+            return f"complete gate {key}, stops={is_last}"
         if task is not None and task.inherits_from_skipmixin:
             run.decide(key, choose_skipped(run, task, rng))
             return f"decide {key}"
@@ -343,7 +349,9 @@ class History:
             return f"a skip is no failure: {failure}"
         if failure.task_id is None:
             return None
-        row = self._tables.current.instances.get((failure.task_id, failure.map_index))  # type: ignore[arg-type]
+        instance = failure.task_id, failure.map_index
+        found = [row for one, index, row in self._tables.current.rows if (one, index) == instance]
+        row = next((row for row in found if row.iteration == failure.iteration), None)
         if row is None or row.try_number != failure.try_number:
             return f"{failure} names {row}"
         # Without a failure upstream it names the task itself, with the state that Airflow is about to write.
@@ -353,7 +361,7 @@ class History:
     def _describe(self, before: Mapping[InstanceKey, InstanceRow]) -> str:
         now = self._tables.current
         changes = [
-            f"{key[0]}[{key[1]}]={row.state}/{row.try_number}"
+            f"{key[0]}[{key[1]}]={row.state}/{row.try_number}{'' if row.iteration is None else f'@{row.iteration}'}"
             for key, row in now.instances.items()
             if before.get(key) != row
         ]

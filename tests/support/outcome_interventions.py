@@ -39,7 +39,7 @@ from typing_extensions import override
 from support import outcome_airflow
 from support.outcome_clock import CLOCK
 from support.outcome_dags import DAG_ID
-from support.outcome_scheduler import InstanceKey, OrderedDeps, Run, SchedulerDatabase
+from support.outcome_scheduler import IN_ORDER, InstanceKey, OrderedDeps, Run, SchedulerDatabase
 
 RUN_MARKS = tuple(DagRunMutableStates)
 
@@ -273,9 +273,11 @@ class WatchedAirflowRun(Run):
     @override
     def _instance(self, instance_key: InstanceKey) -> Any:
         chosen = select(TaskInstance).where(
-            TaskInstance.task_id == instance_key[0], TaskInstance.map_index == instance_key[1]
+            TaskInstance.task_id == instance_key[0],
+            outcome_airflow.public_index() == instance_key[1],
+            *outcome_airflow.CURRENT,
         )
-        instance = self._session.scalars(chosen).one()
+        *_, instance = self._session.scalars(chosen.order_by(*IN_ORDER))
         if self.dag.has_task(instance_key[0]):
             instance.task = self.dag.task_dict[instance_key[0]]
         return instance

@@ -60,6 +60,7 @@ HISTORY_KINDS = (
     "teardown",
     "author's mark",
     "native mark",
+    *(("loop", "another iteration") if HAS_LOOPS else ()),
 )
 """Kinds of histories."""
 
@@ -116,6 +117,7 @@ def find_shapes(dag: Any) -> list[str]:
         is_end = not [one for one in task.downstream_task_ids if not dag.get_task(one).is_teardown]
         found["branch"] += "Branch" in task.task_type
         found["short circuit"] += "ShortCircuit" in task.task_type
+        found["loop"] += task.task_type == "LoopGateOperator"
         found["teardown"] += bool(task.is_teardown)
         if is_end and not task.is_teardown:
             found["empty end"] += bool(task.inherits_from_empty_operator)

@@ -15,6 +15,7 @@ from airflow.models.expandinput import NotFullyPopulated
 from airflow.serialization.definitions.mappedoperator import get_mapped_ti_count
 from sqlalchemy.orm import Session
 
+from support.outcome_airflow import find_loop
 from support.outcome_tables import InstanceRow, Tables
 
 FAILED = frozenset({"failed", "upstream_failed", "removed"})
@@ -140,7 +141,10 @@ class Oracle:
             values = [
                 row.value for index, row in rows if index >= 0 and (row.has_current_value or row.state == "success")
             ]
-            if answer.state == "value" or (answer.state == "waiting" and values):
+            if answer.state == "waiting" and self._may_iterate(task_id) and rows[0][1].has_current_value:
+                # The gate of the loop may be certain to be skipped.
+                found[task_id] = rows[0][1].value
+            elif answer.state == "value" or (answer.state == "waiting" and values):
                 found[task_id] = answer.value if answer.state == "value" else values
         return found
 
@@ -182,7 +186,8 @@ class Oracle:
     @staticmethod
     def _is_no_answer(task: Any) -> bool:
         rule = str(getattr(task.trigger_rule, "value", task.trigger_rule))
-        return task.inherits_from_empty_operator or not pushes(task) or rule in ON_FAILURE_ONLY
+        is_gate = task.task_type == "LoopGateOperator"
+        return task.inherits_from_empty_operator or is_gate or not pushes(task) or rule in ON_FAILURE_ONLY
 
     def _authors_marks(self) -> set[str]:
         return {task.task_id for task in self._dag.tasks if is_marked(task)}
@@ -245,7 +250,7 @@ class Oracle:
     def _answer(self, task_id: str) -> _Answer:
         """Return the state of a result task (rules 2 and 4)."""
         rows = self._of_task.get(task_id)
-        if not rows:
+        if not rows or self._may_iterate(task_id):
             return _Answer("waiting")
         if len(rows) > 1 and any(row.state != "removed" for row in rows.values()):
             # A mapping that shrinks loses the indexes beyond its length.
@@ -264,6 +269,16 @@ class Oracle:
         if list(values) == [-1]:
             return _Answer("value", values[-1].value)
         return _Answer("value", [row.value for row in values.values()], list(values))
+
+    def _may_iterate(self, task_id: str) -> bool:
+        """Whether a task is in a loop whose gate may still start another iteration (Airflow 3.4)."""
+        loop = find_loop(self._dag, task_id)
+        if loop is None or self._tables.run.state in {"success", "failed"}:
+            return False
+        gate = self._of_task.get(loop.gate_task_id, {}).get(-1)
+        if gate is None:
+            return True
+        return gate.state not in FINISHED and (gate.iteration or 0) + 1 < loop.max_iterations
 
     def _is_about_to_be_removed(self, task_id: str) -> bool:
         """Whether the DAG does not have a task any more: the next loop of the scheduler removes its instances."""

@@ -26,7 +26,7 @@ UNFINISHED_WORK = frozenset({"scheduled", "queued", "running"})
 
 InstanceKey = tuple[str, int]
 
-_ORDER = (TaskInstance.task_id, TaskInstance.map_index)
+IN_ORDER = (TaskInstance.task_id, TaskInstance.map_index)
 """The newest iteration of a task in a loop is the last one: its number is where others have the `map_index`."""
 
 _INDEX = "region_index" if outcome_airflow.HAS_ROW_PER_TRY else "map_index"
@@ -210,7 +210,7 @@ class Run:
         )
         if instance_key[0] not in self._looped:
             chosen = chosen.where(TaskInstance.map_index == instance_key[1])
-        *_, instance = self._session.scalars(chosen.order_by(*_ORDER))
+        *_, instance = self._session.scalars(chosen.order_by(*IN_ORDER))
         instance.task = self.dag.task_dict[instance_key[0]]
         return instance
 

@@ -17,7 +17,7 @@ from airflow.models.dag_version import DagVersion
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance as AirflowInstance
-from sqlalchemy import and_, case, or_, select, text
+from sqlalchemy import and_, case, null, or_, select, text
 from sqlalchemy.orm import Session
 
 from stream_server.domain.graph import Graph
@@ -36,12 +36,13 @@ EPOCH = "7f3a"
 
 _COLUMNS = (
     "kind, task_id, map_index, try_number, state, previous_state, clear_number, queued_at, start_date, end_date,"
-    " xcom_key, dag_result"
+    " xcom_key, dag_result, iteration"
 )
 _TASK_ROW = "'task', NEW.task_id, NEW.map_index, NEW.try_number, NEW.state"
 _RUN_ROW = "'run', NULL, NULL, NULL, NEW.state"
-_CHANGED_ROW = "'run_changed', " + ", ".join(["NULL"] * 11)
+_CHANGED_ROW = "'run_changed', " + ", ".join(["NULL"] * 12)
 _DATES = "NEW.start_date, NEW.end_date, NULL, NULL"
+_OUTSIDE = f"{_DATES}, NULL"
 
 
 def _write_row(values: str) -> str:
@@ -49,19 +50,19 @@ def _write_row(values: str) -> str:
 
 
 _RUN_TRIGGERS = {
-    "INSERT ON dag_run": _write_row(f"{_RUN_ROW}, NULL, NEW.clear_number, NEW.queued_at, {_DATES}"),
+    "INSERT ON dag_run": _write_row(f"{_RUN_ROW}, NULL, NEW.clear_number, NEW.queued_at, {_OUTSIDE}"),
     "UPDATE ON dag_run WHEN NEW.state IS NOT OLD.state OR NEW.clear_number <> OLD.clear_number": _write_row(
-        f"{_RUN_ROW}, OLD.state, NEW.clear_number, NEW.queued_at, {_DATES}"
+        f"{_RUN_ROW}, OLD.state, NEW.clear_number, NEW.queued_at, {_OUTSIDE}"
     ),
 }
 _INSTANCE_TRIGGERS = {
-    "INSERT ON task_instance": _write_row(f"{_TASK_ROW}, NULL, NULL, NULL, {_DATES}"),
+    "INSERT ON task_instance": _write_row(f"{_TASK_ROW}, NULL, NULL, NULL, {_OUTSIDE}"),
     "UPDATE ON task_instance WHEN NEW.state IS NOT OLD.state OR NEW.try_number IS NOT OLD.try_number"
-    " OR NEW.map_index <> OLD.map_index": _write_row(f"{_TASK_ROW}, OLD.state, NULL, NULL, {_DATES}"),
+    " OR NEW.map_index <> OLD.map_index": _write_row(f"{_TASK_ROW}, OLD.state, NULL, NULL, {_OUTSIDE}"),
     "UPDATE ON task_instance WHEN NEW.dag_version_id IS NOT OLD.dag_version_id": _write_row(_CHANGED_ROW),
     "DELETE ON task_instance": _write_row(_CHANGED_ROW),
     "INSERT ON xcom WHEN NEW.key = 'return_value'": _write_row(
-        "'xcom', NEW.task_id, NEW.map_index, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NEW.key, NEW.dag_result"
+        "'xcom', NEW.task_id, NEW.map_index, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NEW.key, NEW.dag_result, NULL"
     ),
 }
 
@@ -74,25 +75,35 @@ def _select_index(of: str) -> str:
     return f"CASE WHEN {of}.region_id = {_NO_REGION} OR {node} = {of}.task_id THEN {of}.region_index ELSE -1 END"
 
 
+def _select_iteration(of: str) -> str:
+    """Return the iteration of a task loop (`journal.queries.ITERATION`)."""
+    parent = f"(SELECT parent_region_index FROM dynamic_region WHERE id = {of}.region_id AND node_id = {of}.task_id)"
+    is_mapped = f"EXISTS (SELECT 1 FROM dynamic_region WHERE id = {of}.region_id AND node_id = {of}.task_id)"
+    return (
+        f"CASE WHEN {of}.region_id = {_NO_REGION} THEN NULL WHEN {is_mapped} THEN {parent} ELSE {of}.region_index END"
+    )
+
+
 _LAST_TRY = (
     "CASE WHEN NEW.try_number > 0 AND (NEW.state IS NULL OR NEW.state = 'up_for_retry') THEN NEW.try_number - 1"
     " ELSE NEW.try_number END"
 )
+_TRY_DATES = f"{_DATES}, {_select_iteration('NEW')}"
 _TRY_ROW = f"'task', NEW.task_id, {_select_index('NEW')}, {_LAST_TRY}, NEW.state"
 _VALUE_ROW = (
     f" BEGIN INSERT INTO journal_row ({_COLUMNS}) SELECT 'xcom', n.task_id, {_select_index('n')}, NULL, NULL, NULL,"
-    " NULL, NULL, NULL, NULL, NEW.key, NEW.dag_result FROM task_instance n"
+    f" NULL, NULL, NULL, NULL, NEW.key, NEW.dag_result, {_select_iteration('n')} FROM task_instance n"
     " WHERE n.id = NEW.task_instance_id AND n.working_set; END"
 )
 _TRY_TRIGGERS = {
     # The old row of a try that is given up was running.
     "INSERT ON task_instance WHEN NEW.working_set AND"
     " (NEW.state IS NULL OR NEW.state = 'up_for_retry' OR NEW.try_number = 0)": _write_row(
-        f"{_TRY_ROW}, CASE WHEN NEW.state = 'up_for_retry' THEN 'running' END, NULL, NULL, {_DATES}"
+        f"{_TRY_ROW}, CASE WHEN NEW.state = 'up_for_retry' THEN 'running' END, NULL, NULL, {_TRY_DATES}"
     ),
     "UPDATE ON task_instance WHEN NEW.working_set"
     " AND (NEW.state IS NOT OLD.state OR NEW.region_index <> OLD.region_index)"
-    " AND coalesce(NEW.state, '') <> 'up_for_retry'": _write_row(f"{_TRY_ROW}, OLD.state, NULL, NULL, {_DATES}"),
+    " AND coalesce(NEW.state, '') <> 'up_for_retry'": _write_row(f"{_TRY_ROW}, OLD.state, NULL, NULL, {_TRY_DATES}"),
     "UPDATE ON task_instance WHEN (NEW.working_set AND NEW.dag_version_id IS NOT OLD.dag_version_id)"
     " OR (OLD.working_set AND NEW.working_set IS NULL AND NEW.archived_reason = 'superseded')": _write_row(
         _CHANGED_ROW
@@ -138,6 +149,8 @@ class InstanceRow(NamedTuple):
 
     value: Any
     dag_result: bool | None
+    iteration: int | None = None
+    """Of a task in a loop (Airflow 3.4)."""
 
     @property
     def has_current_value(self) -> bool:
@@ -153,8 +166,18 @@ class Tables(NamedTuple):
 
     run: RunRow
     instances: Mapping[tuple[str, int], InstanceRow]
+    """In loops those of the newest iteration."""
+
     version: UUID | None
     """The newest version of the DAG that the run has taken up."""
+
+    earlier: tuple[tuple[str, int, InstanceRow], ...] = ()
+    """The instances of earlier iterations of loops."""
+
+    @property
+    def rows(self) -> list[tuple[str, int, InstanceRow]]:
+        """All instances; those of the newest iteration come last."""
+        return [*self.earlier, *((*instance, row) for instance, row in self.instances.items())]
 
 
 _INSTANCE: Any = AirflowInstance.__table__
@@ -163,11 +186,12 @@ _VERSION: Any = DagVersion.__table__
 _RUN = select(*(DagRun.__table__.c[name] for name in ("state", "clear_number", "queued_at", "start_date", "end_date")))
 
 
-def _select_instances(index: Any, tried: Any, values: Any, has_value: Any) -> Any:
+def _select_instances(index: Any, iteration: Any, tried: Any, values: Any, has_value: Any) -> Any:
     """Return the query for task instances.
 
     Args:
         index: Their `map_index`.
+        iteration: The iteration of the loop around them.
         tried: The number of their last try.
         values: The table of XComs.
         has_value: Condition of the XComs of a task instance.
@@ -183,11 +207,12 @@ def _select_instances(index: Any, tried: Any, values: Any, has_value: Any) -> An
             values.c.timestamp,
             values.c.value,
             values.c.dag_result,
+            iteration.label("iteration"),
             _VERSION.c.version_number,
         )
         .outerjoin(values, and_(has_value, values.c.key == RETURN_VALUE_KEY))
         .outerjoin(_VERSION, _VERSION.c.id == _INSTANCE.c.dag_version_id)
-        .order_by(_INSTANCE.c.task_id, "map_index")
+        .order_by(_INSTANCE.c.task_id, "map_index", "iteration")
     )
 
 
@@ -198,13 +223,15 @@ def _select_per_version() -> Any:
         has_value = and_(
             *(values.c[name] == _INSTANCE.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
         )
-        return _select_instances(_INSTANCE.c.map_index, _INSTANCE.c.try_number, values, has_value)
+        return _select_instances(_INSTANCE.c.map_index, null(), _INSTANCE.c.try_number, values, has_value)
     values, row = models.XComModelV2.__table__, _INSTANCE.c
     region = import_module("airflow.models.dynamic_region").DynamicRegion.__table__
-    is_public = or_(row.region_id == UUID(int=0), region.c.node_id == row.task_id)
+    is_outside = row.region_id == UUID(int=0)
+    is_mapped = region.c.node_id == row.task_id
     is_waiting = and_(row.try_number > 0, or_(row.state.is_(None), row.state == "up_for_retry"))
     chosen = _select_instances(
-        case((is_public, row.region_index), else_=-1),
+        case((or_(is_outside, is_mapped), row.region_index), else_=-1),
+        case((is_outside, null()), (is_mapped, region.c.parent_region_index), else_=row.region_index),
         case((is_waiting, row.try_number - 1), else_=row.try_number),
         values,
         values.c.task_instance_id == row.id,
@@ -222,15 +249,19 @@ def read_tables(session: Session) -> Tables:
     connection = session.connection()
     run = connection.execute(_RUN).one()
     instances: dict[tuple[str, int], InstanceRow] = {}
+    earlier: list[tuple[str, int, InstanceRow]] = []
     newest: tuple[int, UUID | None] = (0, None)
     for task_id, map_index, state, *rest, number in connection.execute(_INSTANCES):
         name = None if state is None else str(getattr(state, "value", state))
+        before = instances.get((task_id, map_index))
+        if before is not None:
+            earlier.append((task_id, map_index, before))
         instances[task_id, map_index] = InstanceRow(name, *rest)
         newest = max(newest, (number or 0, instances[task_id, map_index].version), key=lambda one: one[0])
     if newest[1] is None:
         # Without instances, the newest version of the DAG stands in.
         newest = 0, session.scalar(select(DagVersion.id).order_by(DagVersion.version_number.desc()).limit(1))
-    return Tables(RunRow(str(getattr(run[0], "value", run[0])), *run[1:]), instances, newest[1])
+    return Tables(RunRow(str(getattr(run[0], "value", run[0])), *run[1:]), instances, newest[1], tuple(earlier))
 
 
 class RunTables:
@@ -280,7 +311,7 @@ class RunTables:
         )
         state = RunState(key, info, self._graph())
         state.earlier_marks = self._earlier_marks
-        for (task_id, map_index), row in self.current.instances.items():
+        for task_id, map_index, row in self.current.rows:
             instance = TaskInstance(
                 state=row.state,
                 try_number=row.try_number,
@@ -290,7 +321,7 @@ class RunTables:
                 has_value=row.value_at is not None and (row.has_current_value or row.state != "running"),
                 mark=row.dag_result if row.has_current_value or row.state != "running" else None,
             )
-            state.add_instance(task_id, map_index, instance)
+            state.add_instance(task_id, map_index, instance, row.iteration)
         return state, self.position
 
     async def read_history(
@@ -328,7 +359,22 @@ class RunTables:
 
 
 def _build_transition(row: Any, txid: int) -> Transition:
-    seq, kind, task_id, map_index, try_number, state, previous, clear_number, queued, start, end, key, marked = row
+    (
+        seq,
+        kind,
+        task_id,
+        map_index,
+        try_number,
+        state,
+        previous,
+        clear_number,
+        queued,
+        start,
+        end,
+        key,
+        marked,
+        iteration,
+    ) = row
     return Transition(
         seq,
         txid,
@@ -346,6 +392,7 @@ def _build_transition(row: Any, txid: int) -> Transition:
         _parse_time(end),
         key,
         None if marked is None else bool(marked),
+        iteration=iteration,
     )
 
 
