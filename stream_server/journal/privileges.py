@@ -46,6 +46,7 @@ _AIRFLOW_TABLES = (
     "hitl_detail",
     "legacy_task_data_owner",
     "serialized_dag",
+    "slot_pool",
     "task_instance",
     "task_instance_history",
     "xcom",

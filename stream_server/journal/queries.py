@@ -136,13 +136,16 @@ def load_queries(file: str = "queries.sql", **placeholders: str) -> dict[str, st
     return {name: block.strip() for name, block in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def load_server_queries(airflow_schema: str, *, has_tries: bool, with_requests: bool) -> dict[str, str]:
+def load_server_queries(
+    airflow_schema: str, *, has_tries: bool, with_requests: bool, with_pools: bool
+) -> dict[str, str]:
     """Return the blocks of `queries.sql`, and the query `human_input` if requests for human input can be read.
 
     Args:
         airflow_schema: Schema of Airflow's tables.
         has_tries: Whether each try of a task is a row of its own.
         with_requests: Whether the table `hitl_detail` exists, and may be read.
+        with_pools: Whether the table `slot_pool` may be read.
     """
     airflow = quote_identifier(airflow_schema)
     reads = load_queries("reads_tries.sql" if has_tries else "reads_instances.sql", airflow=airflow)
@@ -151,6 +154,12 @@ def load_server_queries(airflow_schema: str, *, has_tries: bool, with_requests: 
     of_run = fill_placeholders(blocks["requests_of_run" if with_requests else "no_requests"], **parts)
     queries = load_queries(requests_of_run=of_run, **reads, airflow=airflow)
     queries |= load_queries("dag_lists.sql", airflow=airflow)
+    waiting = load_queries("waiting.sql")
+    queries["waiting_runs"] = fill_placeholders(
+        waiting["waiting_runs"],
+        pools=waiting["pools" if with_pools else "no_pools"],
+        may_read_pools="true" if with_pools else "false",
+    )
     if with_requests:
         queries["human_input"] = fill_placeholders(blocks["human_input"], **parts, airflow=airflow)
     return {name: fill_placeholders(text, airflow=airflow) for name, text in queries.items()}

@@ -17,7 +17,7 @@ from stream_server.protocol.frames import RunInfo, Waiting
 
 
 def build_waiting(row: asyncpg.Record) -> Waiting:
-    return Waiting(dag_id=row["dag_id"], run_id=row["run_id"], reason=row["reason"], active_runs=row["active_runs"])
+    return Waiting(**row)
 
 
 def build_values(rows: Sequence[asyncpg.Record]) -> ReturnValues:

@@ -40,7 +40,8 @@ OWNER_PROBLEM = (
 _META_QUERY = """
 SELECT version, oldest_server, airflow_schema,
        coalesce(has_table_privilege(to_regclass(format('%I.hitl_detail', airflow_schema)), 'SELECT'), false)
-           AS has_requests
+           AS has_requests,
+       coalesce(has_table_privilege(to_regclass(format('%I.slot_pool', airflow_schema)), 'SELECT'), false) AS has_pools
 FROM stream_server.meta
 """
 
@@ -203,7 +204,12 @@ async def load_queries_for(connection: AnyConnection, *, only_journal: bool = Fa
     tables = await read_airflow_tables(connection, meta["airflow_schema"])
     if not only_journal and (problem := tables.describe_problem()) is not None:
         raise AirflowSchemaUnknown(problem)
-    return load_server_queries(tables.schema, has_tries=tables.has_tries, with_requests=meta["has_requests"])
+    return load_server_queries(
+        tables.schema,
+        has_tries=tables.has_tries,
+        with_requests=meta["has_requests"],
+        with_pools=meta["has_pools"],
+    )
 
 
 def _describe_mismatch(version: int | None, oldest_server: int) -> str | None:

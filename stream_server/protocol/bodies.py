@@ -61,12 +61,16 @@ class WaitingInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         Meta(
             description=(
                 "`dag_paused`: the DAG is paused. `active_runs`: as many runs of the DAG are running as its"
-                " `max_active_runs` permits."
+                " `max_active_runs` permits. `pool`: the pools of all scheduled task instances have too few free slots."
             ),
             extra_json_schema={"enum": list(WAITING_REASONS)},
         ),
     ]
     active_runs: Annotated[int | None, Meta(description="Number of running runs; only with `active_runs`.")] = None
+    pool: Annotated[str | None, Meta(description="The first such pool; only with `pool`.")] = None
+    slots: Annotated[int | None, Meta(description="Its slots; absent if Airflow has no such pool.")] = None
+    occupied: Annotated[int | None, Meta(description="How many of them are occupied.")] = None
+    needed: Annotated[int | None, Meta(description="How many slots the task instance needs.")] = None
 
 
 class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

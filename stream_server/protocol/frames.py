@@ -114,7 +114,7 @@ class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_default
     ] = msgspec.field(default_factory=dict)
 
 
-WAITING_REASONS = ("dag_paused", "active_runs")
+WAITING_REASONS = ("dag_paused", "active_runs", "pool")
 """Reasons that this version sends. Older clients must accept reasons that they do not know."""
 
 
@@ -127,12 +127,16 @@ class Waiting(RunFrame, frozen=True, kw_only=True, tag="waiting", omit_defaults=
             description=(
                 "Why the run waits; `null` if the reason that was sent does not hold any more.\n\n"
                 "`dag_paused`: the DAG is paused. `active_runs`: as many runs of the DAG are running as its"
-                " `max_active_runs` permits."
+                " `max_active_runs` permits. `pool`: the pools of all scheduled task instances have too few free slots."
             ),
             extra_json_schema={"enum": [*WAITING_REASONS, None]},
         ),
     ]
     active_runs: Annotated[int | None, Meta(description="Number of running runs; only with `active_runs`.")] = None
+    pool: Annotated[str | None, Meta(description="The first such pool; only with `pool`.")] = None
+    slots: Annotated[int | None, Meta(description="Its slots; absent if Airflow has no such pool.")] = None
+    occupied: Annotated[int | None, Meta(description="How many of them are occupied.")] = None
+    needed: Annotated[int | None, Meta(description="How many slots the task instance needs.")] = None
 
 
 class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=True):

@@ -7,6 +7,8 @@ import pytest
 
 from stream_server.domain.run_state import RunKey
 from stream_server.hub import watched_runs
+from stream_server.journal.queries import load_server_queries
+from stream_server.journal.run_store import RunStore
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import RunningServer
 from support.streams import sse, types
@@ -85,3 +87,52 @@ async def test_the_answer_of_a_queued_run_has_the_number_of_active_runs(
         await eventually_answered(lambda: is_waiting(client, run, {"reason": "active_runs", "active_runs": 1}))
         await airflow.set_run(other, "success")
         await eventually_answered(lambda: is_waiting(client, run, None))
+
+
+async def set_pool(airflow: AirflowSql, name: str, slots: int) -> None:
+    await airflow.connection.execute(
+        "INSERT INTO slot_pool (pool, slots, include_deferred) VALUES ($1, $2, false)"
+        " ON CONFLICT (pool) DO UPDATE SET slots = excluded.slots",
+        name,
+        slots,
+    )
+
+
+async def test_a_run_that_waits_for_slots_names_the_pool(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    other = RunKey(run.dag_id, "other")
+    await airflow.trigger(other, await airflow.add_dag(run.dag_id, CHAIN), list(CHAIN))
+    for key in (run, other):
+        await airflow.set_run(key, "running")
+    await airflow.connection.execute("UPDATE task_instance SET pool = 'gpu', pool_slots = 2")
+    await set_pool(airflow, "gpu", 3)
+    await airflow.start_task(other, "ask")
+    await airflow.set_task(run, "ask", "scheduled")
+    expected = {"reason": "pool", "pool": "gpu", "slots": 3, "occupied": 2, "needed": 2}
+    async with sse(server.url, run) as events, httpx.AsyncClient(base_url=server.url) as client:
+        frame = (await events.until("waiting"))[-1]
+        assert {name: frame[name] for name in expected} == expected
+        await eventually_answered(lambda: is_waiting(client, run, expected))
+        await airflow.connection.execute("DELETE FROM slot_pool WHERE pool = 'gpu'")
+        await eventually_answered(lambda: is_waiting(client, run, {"reason": "pool", "pool": "gpu", "needed": 2}))
+        await set_pool(airflow, "gpu", -1)
+        await eventually_answered(lambda: is_waiting(client, run, None))
+
+
+async def test_a_run_with_a_task_that_gets_its_slots_does_not_wait(
+    journal: str, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.set_run(run, "running")
+    for task_id, pool, slots in (("ask", "full", 0), ("answer", "free", 1)):
+        await set_pool(airflow, pool, slots)
+        await airflow.set_task(run, task_id, "scheduled")
+        await airflow.connection.execute("UPDATE task_instance SET pool = $1 WHERE task_id = $2", pool, task_id)
+    runs = RunStore(journal, pool_size=1, max_result_bytes=0)
+    assert await runs.read_waiting([run]) == {}
+    await airflow.start_task(run, "answer")
+    (found,) = (await runs.read_waiting([run])).values()
+    await runs.close()
+    assert (found.pool, found.slots, found.occupied) == ("full", 0, 0)
+    unable = load_server_queries("public", has_tries=False, with_requests=True, with_pools=False)
+    assert await airflow.connection.fetch(unable["waiting_runs"], [run.dag_id], [run.run_id]) == []

@@ -32,7 +32,11 @@ STATUS_OF_CLOSE_CODE = {CloseCode.UNAUTHENTICATED: UNAUTHORIZED, CloseCode.FORBI
 ACTIVE_STATES = frozenset({"running", "up_for_retry", "deferred", "failed", "upstream_failed"})
 """States of tasks that an activity is made of."""
 
-WAITING_TEXTS = {"dag_paused": "The DAG is paused", "active_runs": "Waiting for other runs of the DAG"}
+WAITING_TEXTS = {
+    "dag_paused": "The DAG is paused",
+    "active_runs": "Waiting for other runs of the DAG",
+    "pool": "Waiting for a free slot in a pool",
+}
 """Texts by reason of the frame `waiting`."""
 
 

@@ -102,7 +102,14 @@ def _build_failure_info(failure: Failure) -> FailureInfo:
 def _build_waiting_info(run: RunState | None) -> WaitingInfo | None:
     if run is None or run.waiting is None or run.waiting.reason is None:
         return None
-    return WaitingInfo(reason=run.waiting.reason, active_runs=run.waiting.active_runs)
+    return WaitingInfo(
+        reason=run.waiting.reason,
+        active_runs=run.waiting.active_runs,
+        pool=run.waiting.pool,
+        slots=run.waiting.slots,
+        occupied=run.waiting.occupied,
+        needed=run.waiting.needed,
+    )
 
 
 def _count_task_states(run: RunState | None) -> dict[str, int]:

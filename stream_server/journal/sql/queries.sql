@@ -305,22 +305,6 @@ FROM (
 ) AS t
 ORDER BY t.of_task, t.task_id, t.iteration
 
--- waiting_runs --
--- Of some runs ($1 DAGs, $2 runs), those that are not finished and wait because their DAG is paused, or because as many
--- of its runs are running as it permits. Runs of backfills have a limit of their own (DagRun.active_runs_of_dags).
-SELECT r.dag_id, r.run_id, CASE WHEN d.is_paused THEN 'dag_paused' ELSE 'active_runs' END AS reason,
-       CASE WHEN NOT d.is_paused THEN a.active_runs END AS active_runs
-FROM unnest($1::text[], $2::text[]) AS k (dag_id, run_id)
-JOIN {airflow}.dag_run AS r ON r.dag_id = k.dag_id AND r.run_id = k.run_id AND r.state IN ('queued', 'running')
-JOIN {airflow}.dag AS d ON d.dag_id = r.dag_id
-LEFT JOIN (
-    SELECT o.dag_id, count(*)::integer AS active_runs FROM {airflow}.dag_run AS o
-    WHERE o.dag_id = ANY ($1) AND o.state = 'running' AND o.run_type <> 'backfill'
-    GROUP BY o.dag_id
-) AS a ON a.dag_id = r.dag_id
-WHERE d.is_paused
-   OR (r.state = 'queued' AND r.run_type <> 'backfill' AND a.active_runs >= d.max_active_runs)
-
 -- claim_run --
 -- Claims a run ($3) for a key ($1) and a request ($2), for $4 seconds.
 SELECT claimed_run, claimed_for, first FROM stream_server.claim($1, $2, $3, make_interval(secs => $4))

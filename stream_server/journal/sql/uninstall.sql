@@ -16,7 +16,7 @@ BEGIN
         CROSS JOIN (pg_class c CROSS JOIN aclexplode(c.relacl) g)
         WHERE n.nspname = 'stream_server'
             AND c.relname IN ('dag', 'dag_run', 'dag_tag', 'dynamic_region', 'hitl_detail', 'legacy_task_data_owner',
-                              'serialized_dag', 'task_instance', 'task_instance_history', 'xcom', 'xcom_v1', 'xcom_v2')
+                              'serialized_dag', 'slot_pool', 'task_instance', 'task_instance_history', 'xcom', 'xcom_v1', 'xcom_v2')
             AND c.relkind IN ('r', 'p') AND g.grantee = u.grantee AND g.privilege_type = 'SELECT'
             AND pg_has_role(g.grantor, 'USAGE')
         UNION

@@ -7,7 +7,7 @@ from stream_server.journal.queries import load_sql
 
 
 def test_a_reader_has_the_privileges_of_all_queries() -> None:
-    files = ("queries.sql", "reads_instances.sql", "reads_tries.sql", "human_input.sql")
+    files = ("queries.sql", "reads_instances.sql", "reads_tries.sql", "human_input.sql", "waiting.sql")
     queries = re.sub(r"^--.*", "", "".join(map(load_sql, files)), flags=re.MULTILINE)
     journal_objects = {*re.findall(rf"{JOURNAL_SCHEMA}\.(\w+)", queries), "triggers", "unknown_schema"}
     airflow_tables = set(re.findall(r"\{airflow\}\.(\w+)", queries))

@@ -23,7 +23,9 @@ def test_each_block_is_one_statement_under_its_name() -> None:
 @pytest.mark.parametrize("has_tries", [False, True])
 @pytest.mark.parametrize("with_requests", [False, True])
 def test_placeholders_are_filled_in(*, has_tries: bool, with_requests: bool) -> None:
-    queries = load_server_queries("my schema", has_tries=has_tries, with_requests=with_requests)
+    queries = load_server_queries(
+        "my schema", has_tries=has_tries, with_requests=with_requests, with_pools=with_requests
+    )
     assert ("human_input" in queries) == with_requests
     assert '"my schema".dag_run AS r' in queries["run_snapshot"]
     assert not [name for name, text in queries.items() if re.search(r"\{\w+\}", text)]

@@ -57,6 +57,8 @@ test("the reason why a run waits is shown until it does not hold any more", () =
   const start: WatchedRun = { ...STATUS, frames: [], droppedFrames: 0, waiting: null }
   const paused = addFrames(start, STATUS, [waiting("dag_paused")])
   expect(describeWaiting(paused.waiting as Waiting)).toBe("The run waits: its DAG is paused.")
+  const full = { reason: "pool", pool: "gpu", slots: 2, occupied: 2, needed: 1 } as Waiting
+  expect(describeWaiting(full)).toBe('The run waits: 2 of the 2 slots of pool "gpu" are occupied.')
   expect(addFrames(paused, STATUS, []).waiting).toBe(paused.waiting)
   expect(addFrames(paused, STATUS, [waiting(null)]).waiting).toBe(null)
   for (const type of ["task", "run", "snapshot", "resumed"]) {

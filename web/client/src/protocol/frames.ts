@@ -50,11 +50,19 @@ export interface Waiting {
    * Why the run waits; `null` if the reason that was sent does not hold any more.
    *
    * `dag_paused`: the DAG is paused. `active_runs`: as many runs of the DAG are running as its `max_active_runs`
-   * permits.
+   * permits. `pool`: the pools of all scheduled task instances have too few free slots.
    */
-  reason: "dag_paused" | "active_runs" | null | (string & {})
+  reason: "dag_paused" | "active_runs" | "pool" | null | (string & {})
   /** Number of running runs; only with `active_runs`. */
   active_runs?: number | null
+  /** The first such pool; only with `pool`. */
+  pool?: string | null
+  /** Its slots; absent if Airflow has no such pool. */
+  slots?: number | null
+  /** How many of them are occupied. */
+  occupied?: number | null
+  /** How many slots the task instance needs. */
+  needed?: number | null
   /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**

@@ -41,9 +41,11 @@ export function describeMissingOutcome({
 }
 
 /** Return why a run does not proceed, as a sentence. */
-export function describeWaiting({ reason, active_runs }: Waiting): string {
+export function describeWaiting({ reason, active_runs, pool, slots, occupied }: Waiting): string {
   if (reason === "dag_paused") return "The run waits: its DAG is paused."
   if (reason === "active_runs")
     return `The run waits: ${active_runs ?? "other"} runs of its DAG are active, which is the limit.`
+  if (reason === "pool" && slots == null) return `The run waits: Airflow has no pool "${pool}".`
+  if (reason === "pool") return `The run waits: ${occupied} of the ${slots} slots of pool "${pool}" are occupied.`
   return `The run waits: ${(reason ?? "").replaceAll("_", " ")}.`
 }
