@@ -29,7 +29,7 @@ from stream_server.http.mcp.references import CallReference, decode_reference, p
 from stream_server.http.mcp.requests import McpRequest
 from stream_server.http.mcp.tasks import RunCollector, build_current_task
 from stream_server.http.state import State
-from stream_server.protocol.frames import Failure
+from stream_server.protocol.frames import Result
 from stream_server.protocol.schema import Json
 
 MAX_LISTENED = 20
@@ -188,7 +188,8 @@ class ListenStream(Response):
     async def _report(self, one: _Listened, reference: CallReference) -> bytes:
         """Return the notification of a task; empty if the client knows all."""
         found = one.collector.collected
-        is_cancelled = isinstance(found.outcome, Failure) and await was_cancelled(self._state, one.run.key)
+        is_failed = found.has_outcome and not isinstance(found.outcome, Result)
+        is_cancelled = is_failed and await was_cancelled(self._state, one.run.key)
         task = build_current_task(
             reference, found, is_modern=True, elicits=self._wanted.elicits, is_cancelled=is_cancelled
         )
