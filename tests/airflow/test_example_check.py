@@ -11,6 +11,8 @@ from stream_server.cli.demo.stack import DemoStack
 from support.example_check import check, chosen_examples, find_stale_entries, report_figures
 from support.example_dags import LISTED, NOT_RUN, WITHOUT_DAGS, example_folders, files_naming
 from support.example_runs import ComparedRun, ExampleRuns
+from support.make_targets import run_to_its_end
+from support.stack import FOR_CHECK
 from support.waiting import eventually
 
 RUN_SECONDS = 120.0
@@ -43,6 +45,12 @@ async def test_runs_are_compared_with_airflow(stack: DemoStack, airflow: Airflow
             damaged = ComparedRun(runs[0].key, frames[:number] + frames[number + 1 :])
             comparison.compare(damaged)
             assert damaged.differences, f"without the last frame {kind} of {task_id}"
+
+
+def test_the_command_runs_the_examples_that_it_names(stack: DemoStack) -> None:
+    options = f"--only {' '.join(FOR_CHECK)} --stack {stack.server_url} {stack.airflow_url}"
+    figures = run_to_its_end("check-examples", f"ARGS={options}")
+    assert (figures["runs"], figures["outcomes"]) == (2, {"result": 2})
 
 
 async def test_a_run_that_does_not_end_in_time_is_a_difference(stack: DemoStack, airflow: AirflowRestClient) -> None:

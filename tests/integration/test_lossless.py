@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -18,6 +17,7 @@ from support.lossless import CLUSTER, ROUNDS, SCHEDULES
 from support.lossless_clients import Clients
 from support.lossless_tails import TaskTail, reconnect_quickly
 from support.lossless_writers import connect_when_possible, kill_backend, prepare_workload, read_journal
+from support.make_targets import run_to_its_end
 from support.postgres import create_database_with_journal, drop_database, running_postgres
 from support.waiting import eventually_async
 
@@ -25,7 +25,7 @@ from support.waiting import eventually_async
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL with prepared transactions that flushes its WAL at commits only."""
-    with running_postgres({**CLUSTER, "wal_writer_delay": "10s"}) as server:
+    with running_postgres(CLUSTER) as server:
         yield server
 
 
@@ -36,16 +36,15 @@ async def database(cluster: EmbeddedPostgres) -> AsyncIterator[str]:
     drop_database(cluster, name)
 
 
-@pytest.mark.parametrize("readers", SCHEDULES)
-async def test_every_committed_row_comes_exactly_once(cluster: EmbeddedPostgres, database: str, readers: str) -> None:
-    seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
-    print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
-    schedule = await SCHEDULES[readers](cluster, database, seed, seconds=0.0)
-    assert schedule.evaluation.misses == [], schedule.as_json()
-    assert schedule.figures["resyncs"] == {}, "it is the same database, whatever happens to its server"
-    assert schedule.figures["rows"] > 0
-    assert min(schedule.figures["faults"].values()) >= ROUNDS, "each fault must occur"
-    assert schedule.figures["committed out of order"] > 0, "cursors are for this"
+def test_every_committed_row_comes_exactly_once() -> None:
+    seed = os.environ.get("STREAM_SERVER_SEED")
+    figures = run_to_its_end("check-lossless", "SECONDS=0", *([f"ARGS=--seed {seed}"] if seed else []))
+    for readers in SCHEDULES:
+        schedule = figures[readers]
+        assert schedule["resyncs"] == {}, "it is the same database, whatever happens to its server"
+        assert schedule["rows"] > 0
+        assert min(schedule["faults"].values()) >= ROUNDS, "each fault must occur"
+        assert schedule["committed out of order"] > 0, "cursors are for this"
 
 
 UPDATE = "UPDATE task_instance SET try_number = try_number + 1 WHERE map_index = $1"

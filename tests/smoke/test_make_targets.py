@@ -1,15 +1,17 @@
 """Every benchmark and check of the Makefile, in its smallest form: it runs to its end, and its last line is JSON.
 
-Speed is not judged here: a benchmark may report misses, a check may not.
+Tests of other tiers run some of them (`RUN_ELSEWHERE`). Speed is not judged here: a benchmark may report misses, a
+check may not.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
 
-from support.make_targets import ROOT, run_to_its_end
+from support.make_targets import ROOT, RUN_ELSEWHERE, run_to_its_end
 
 SMALLEST: dict[str, list[str]] = {
     "bench-auth": ["ARGS=--clients 20"],
@@ -27,11 +29,7 @@ SMALLEST: dict[str, list[str]] = {
     "bench-own-runs": ["ARGS=--clients 50 --rate 50 --seconds 1 --profile 0.5"],
     "bench-waiters": ["ARGS=--waiters 10 --idle 1 --calls mcp"],
     "bench-workers": ["ARGS=--workers 2 --rate 20 --seconds 1 --rounds 1 --connections 10"],
-    "check-api": ["EXAMPLES=1"],
-    "check-clients": ["MINUTES=0.1", "ARGS=--clients 50"],
-    "check-examples": ["ARGS=--only tutorial_dag example_simplest_dag"],
     "check-hostile": ["STREAMS=30", "ARGS=--seconds 8 --copies 1"],
-    "check-lossless": ["SECONDS=5"],
     "check-mutants": ["ARGS=--only 'not redacted'"],
     "check-open-webui": ["ARGS=--collect-only -q"],
     "check-outcome": ["CASES=20", "ARGS=--seed m --jobs 1"],
@@ -39,13 +37,27 @@ SMALLEST: dict[str, list[str]] = {
     "check-soak": ["MINUTES=0.3"],
 }
 
-WITH_AIRFLOW = {"bench-early", "bench-tokens"}
-"""Targets that `tests/airflow/test_benchmarks.py` runs on the stack of its session."""
 
-
-def test_every_target_is_listed() -> None:
+def test_a_test_runs_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert {*SMALLEST, *WITH_AIRFLOW} == set(re.findall(r"^((?:bench|check)-[a-z-]+):", makefile, re.MULTILINE))
+    assert sorted([*SMALLEST, *RUN_ELSEWHERE]) == sorted(
+        re.findall(r"^((?:bench|check)-[a-z-]+):", makefile, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("target", RUN_ELSEWHERE)
+def test_tests_of_another_tier_run_the_target(target: str) -> None:
+    path = ROOT / "tests" / RUN_ELSEWHERE[target]
+    collected = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    calls = [
+        node
+        for function in collected
+        if function.name.startswith("test_")
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run_to_its_end"
+    ]
+    named = {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+    assert target in named
 
 
 @pytest.mark.parametrize("target", SMALLEST)

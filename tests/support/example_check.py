@@ -3,7 +3,7 @@
 As a script: `python -m support.example_check [--only DAG_ID…] [--jobs 4]`. Its last line is JSON: `misses` has one line
 for each difference, each run that did not end, and each entry of `example_dags` that is out of date. The frames of runs
 with differences are kept in the folder that `--frames` names. With `--only`, Airflow reads only the files that have the
-names of the DAGs, because reading all takes longer than a few runs.
+names of the DAGs, because reading all takes longer than a few runs. `--stack` runs them on a stack that has them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench.testbed import add_stack_option
+from stream_server.cli.demo.airflow import ADMIN
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
@@ -197,16 +200,25 @@ def keep_frames(runs: Iterable[ComparedRun], directory: Path) -> None:
             (directory / f"{run.key.dag_id}.ndjson").write_text("\n".join([*lines, ""]))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="DAG_ID", help="run these DAGs, also those that are listed")
-    parser.add_argument("--jobs", type=int, default=4, help="maximum of runs at a time")
-    parser.add_argument("--seconds", type=float, default=180.0, help="for each run")
-    parser.add_argument("--frames", type=Path, default=DATA_DIR / "example-frames")
-    options = parser.parse_args()
-    started = time.monotonic()
+@contextmanager
+def _open_stack(
+    running: Sequence[str] | None, only: Collection[str] | None
+) -> Iterator[tuple[str, AirflowRestClient, set[str]]]:
+    """Yield the address of a stream server, the REST API of its Airflow, and the examples that it has read.
+
+    Args:
+        running: The addresses of both, if they run; otherwise they are started.
+        only: The examples; None for all.
+    """
+    if running:
+        server_url, airflow_url = running
+        with AirflowRestClient(airflow_url, ADMIN.username, ADMIN.password) as rest:
+            for dag_id in only or ():
+                eventually(partial(rest.get_dag, dag_id), PARSE_SECONDS, what=f"{dag_id} is read")
+            yield server_url, rest, {*(only or ())}
+        return
     with (
-        chosen_examples(options.only) as folder,
+        chosen_examples(only) as folder,
         DemoStack(
             DATA_DIR,
             dags=[folder] if folder else [],
@@ -219,15 +231,29 @@ def main() -> int:
         ) as stack,
         stack.rest_client() as rest,
     ):
-        dags = find_dags(rest, [folder] if folder else example_folders())
-        chosen = options.only or sorted(set(dags) - set(NOT_RUN))
-        runs = asyncio.run(check(stack.server_url, rest, chosen, REQUESTS, jobs=options.jobs, within=options.seconds))
+        yield stack.server_url, rest, {*find_dags(rest, [folder] if folder else example_folders())}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="DAG_ID", help="run these DAGs, also those that are listed")
+    parser.add_argument("--jobs", type=int, default=4, help="maximum of runs at a time")
+    parser.add_argument("--seconds", type=float, default=180.0, help="for each run")
+    add_stack_option(parser)
+    parser.add_argument("--frames", type=Path, default=DATA_DIR / "example-frames")
+    options = parser.parse_args()
+    if options.stack and not options.only:
+        parser.error("--stack needs --only: a stack that runs has few of the examples")
+    started = time.monotonic()
+    with _open_stack(options.stack, options.only) as (url, rest, dag_ids):
+        chosen = options.only or sorted(dag_ids - set(NOT_RUN))
+        runs = asyncio.run(check(url, rest, chosen, REQUESTS, jobs=options.jobs, within=options.seconds))
     keep_frames(runs, options.frames)
     misses = [f"{run.key.dag_id}: {difference}" for run in runs for difference in run.differences]
     # Files that Airflow has not read can still be searched for the names.
-    known = [*dags] if folder is None else [dag_id for dag_id in LISTED if files_naming([dag_id])]
+    known = [dag_id for dag_id in LISTED if files_naming([dag_id])] if options.only else dag_ids
     misses += find_stale_entries(known, example_folders())
-    figures = {"dags": len(dags), "not_run": len(set(dags) - set(chosen)), **report_figures(runs)}
+    figures = {"dags": len(dag_ids), "not_run": len(dag_ids - set(chosen)), **report_figures(runs)}
     seconds = round(time.monotonic() - started, 1)
     sys.stdout.write(json.dumps({**figures, "seconds": seconds, "misses": misses}) + "\n")
     return 1 if misses else 0

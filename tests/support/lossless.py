@@ -36,7 +36,9 @@ from support.lossless_writers import (
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.waiting import eventually_async
 
-CLUSTER = {"max_prepared_transactions": "64", "deadlock_timeout": "100ms"}
+CLUSTER = {"max_prepared_transactions": "64", "deadlock_timeout": "100ms", "wal_writer_delay": "10s"}
+"""Only commits flush the WAL: after a crash, the ids of transactions that were rolled back are reused."""
+
 WRITERS = 12
 CATCH_UP_SECONDS = 20.0
 ROUNDS = 2

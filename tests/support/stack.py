@@ -23,8 +23,11 @@ NEWEST_DAGS = [
 ]
 """DAG files that not every version of Airflow can read."""
 
-EXAMPLES = ("example_hitl_operator",)
-"""Files of Airflow's standard provider that are loaded, too."""
+FOR_CHECK = ("example_simplest_dag", "tutorial_dag")
+"""DAGs of Airflow, in files of the same names, that `make check-examples` runs on the stack."""
+
+EXAMPLES = ("example_hitl_operator", *FOR_CHECK)
+"""Files of Airflow and its standard provider that are loaded, too."""
 
 PLUGINS = Path(__file__).resolve().parents[1] / "airflow" / "plugins"
 
