@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import disable_triggers, enable_triggers, fetch_status
 from support.airflow_sql import AirflowSql
 
@@ -162,3 +163,17 @@ async def test_what_airflow_commits_is_in_the_journal(
         "running": MAPPED,
         "scheduled": MAPPED,
     }
+
+
+async def test_clear_of_a_running_run_is_in_the_journal(airflow: AirflowSql, run: RunKey) -> None:
+    # From Airflow 3.2 on, a clear counts in a run that goes on, too: its state stays.
+    await airflow.set_run(run, "running")
+    await airflow.connection.execute(
+        "UPDATE dag_run SET clear_number = clear_number + 1 WHERE dag_id = $1 AND run_id = $2", *run
+    )
+    rows = await airflow.connection.fetch(
+        "SELECT state, clear_number FROM stream_server.journal WHERE kind = 'run' AND dag_id = $1 AND run_id = $2"
+        " ORDER BY id",
+        *run,
+    )
+    assert [tuple(row) for row in rows][-2:] == [("running", 0), ("running", 1)]
