@@ -21,7 +21,7 @@ def test_frame_types_match_the_servers_schema() -> None:
     assert {path: path.read_text() for path in generated} == generated, "run `make frame-types`"
 
 
-@pytest.mark.parametrize("directory", ["web", "tests/clients"])
+@pytest.mark.parametrize("directory", ["web", "tests/clients", "tests/clients/copilotkit"])
 def test_lock_files_contain_no_registry(directory: str) -> None:
     text = (REPOSITORY / directory / "package-lock.json").read_text()
     locked = json.loads(text)["packages"]
