@@ -242,20 +242,18 @@ async def test_a_stream_whose_token_is_revoked_continues_with_another_one(
     assert len(seqs) == len(set(seqs))
 
 
-async def test_a_server_without_an_answer_raises_a_timeout(
-    kind: str, trigger_server: RunningServer, stub: AirflowStub
-) -> None:
+async def test_a_server_without_an_answer_raises_a_timeout(trigger_server: RunningServer, stub: AirflowStub) -> None:
     async def hang(_received: ReceivedRequest) -> None:
         await stub.hang()
 
     stub.instead = hang
-    async with python_client(kind, trigger_server.url, token=TOKEN, timeout=0.1, patience=0.3) as client:
+    async with python_client("sync", trigger_server.url, token=TOKEN, timeout=0.1, patience=0.3) as client:
         with pytest.raises(RequestTimeout, match=r"no connection to http://127\.0\.0\.1:"):
             await client.call("cancel", "chat", "r1")
 
 
-async def test_a_server_without_airflow_refuses_to_trigger(kind: str, settings: Callable[..., Settings]) -> None:
-    async with running_server(settings()) as server, python_client(kind, server.url) as client:
+async def test_a_server_without_airflow_refuses_to_trigger(settings: Callable[..., Settings]) -> None:
+    async with running_server(settings()) as server, python_client("sync", server.url) as client:
         with pytest.raises(ServerError) as refused:
             await client.call("trigger", "chat")
     assert refused.value.status == 501
