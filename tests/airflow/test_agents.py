@@ -31,7 +31,10 @@ async def test_agent_streams_across_an_approval(stack: DemoStack, airflow: Airfl
         await answer_input(stack.server.url, *key, "answer", ["Approve"], token=airflow.token)
         frames += await events.rest(RUN_SECONDS)
     assert "reset" not in types(frames)
-    emitted = [(frame["type"], frame.get("value")) for frame in frames if frame["type"] in OUTPUT]
+    output = [frame for frame in frames if frame["type"] in OUTPUT]
+    others = [(frame["index"], frame["type"], frame["value"]) for frame in output if frame["task_id"] != "answer"]
+    assert others == [(0, "chunk", "a"), (1, "thinking", "b"), (2, "chunk", "c")], "as other languages push it"
+    emitted = [(frame["type"], frame.get("value")) for frame in output if frame["task_id"] == "answer"]
     mail = {"id": "c2", "name": "send_mail", "arguments": {"text": "21"}}
     assert emitted == [
         ("thinking", "They ask "),
@@ -47,7 +50,7 @@ async def test_agent_streams_across_an_approval(stack: DemoStack, airflow: Airfl
         ("chunk", "It is "),
         ("chunk", "warm."),
     ]
-    indexes = [frame["index"] for frame in frames if "index" in frame]
+    indexes = [frame["index"] for frame in output if "index" in frame and frame["task_id"] == "answer"]
     assert indexes == [*range(len(indexes))]
     assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "It is warm."}]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, get_current_context, task
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import SetXCom
 
 try:
     from airflow.providers.common.ai.operators.agent import AgentOperator
@@ -51,7 +54,18 @@ if AgentOperator is not None:
         def get_wrapper_model(self, _model):
             return FunctionModel(stream_function=respond)
 
+    @task
+    def push_as_other_sdks() -> None:
+        """Send the message that the SDKs of other languages send to the supervisor."""
+        context = get_current_context()
+        coordinates = {name: getattr(context["ti"], name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+        value = {"try_number": context["ti"].try_number, "index": 0.0, "items": [{"chunk": "a"}, {"thinking": "b"}]}
+        task_runner.SUPERVISOR_COMMS.send(SetXCom(key="stream_server_output", value=value, **coordinates))
+        value = {**value, "index": 2, "items": [{"chunk": "c"}]}
+        task_runner.SUPERVISOR_COMMS.send(SetXCom(key="stream_server_output", value=json.dumps(value), **coordinates))
+
     with DAG("agent", schedule=None, tags=["chat"]):
+        push_as_other_sdks()
         result_task(
             AgentOperator(
                 task_id="answer",
