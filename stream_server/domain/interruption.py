@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from stream_server.domain.mapped_result import may_be_expanded_to_nothing
 from stream_server.domain.run_state import RunState
@@ -112,6 +112,7 @@ class _Skips:
         self._run = run
         self._has_timed_out = has_timed_out(run)
         self._explained: set[str] | None = None
+        self._last_decisions: dict[str, datetime] | None = None
 
     def is_interrupted(self, task_id: str, map_index: int, instance: TaskInstance) -> bool:
         run = self._run
@@ -121,14 +122,45 @@ class _Skips:
             return False
         if instance.end_date is None:
             return self._has_timed_out
-        if instance.start_date != instance.end_date or _ended_before(run, instance):
-            # It ran, and skipped itself, or is still as it was before a clear of other tasks.
+        if (
+            instance.start_date != instance.end_date
+            or _ended_before(run, instance)
+            or self._is_decided(task_id, instance)
+        ):
+            # It ran, and skipped itself, or is still as it was before a clear of other tasks, or was decided against.
             return False
         if not run.has_ended or run.info.end_date is None:
             return not self._is_explained(task_id)
         is_fail_fast = run.graph is not None and run.graph.fail_fast
         is_late = run.info.end_date - instance.end_date < LONGEST_MARK
         return (is_late or is_fail_fast) and not self._is_explained(task_id)
+
+    def _is_decided(self, task_id: str, instance: TaskInstance) -> bool:
+        """Whether a task further up that short-circuits may have skipped an instance, just before it succeeded.
+
+        A task between them has no trace of it, if it had ended before: the other one was cleared, and ran again.
+        """
+        if self._last_decisions is None:
+            self._last_decisions = self._find_last_decisions()
+        decided, skipped = self._last_decisions.get(task_id), instance.end_date
+        return decided is not None and skipped is not None and skipped <= decided
+
+    def _find_last_decisions(self) -> dict[str, datetime]:
+        """Return, by task, when the last task above it that can skip others has succeeded, while the run went on."""
+        run, found = self._run, dict[str, datetime]()
+        graph = run.graph
+        if graph is None:
+            return found
+        for task_id in graph.topological_order:
+            above = [found[one] for one in graph.upstream[task_id] if one in found]
+            for one in graph.upstream[task_id]:
+                instances = run.tasks.get(one)
+                if instances is not None and graph.tasks[one].can_skip_downstream:
+                    decided = [instances[index] for index in instances.by_state.get("success", ())]
+                    above += [it.end_date for it in decided if it.end_date is not None and not _ended_after(run, it)]
+            if above:
+                found[task_id] = max(above)
+        return found
 
     def _is_explained(self, task_id: str) -> bool:
         """Whether something upstream may have skipped a task that did not run."""

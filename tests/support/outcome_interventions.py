@@ -263,11 +263,12 @@ class WatchedAirflowRun(Run):
     def _set(self, instance_key: InstanceKey, state: str) -> None:
         """Set a state as the Execution API does: with the date of this try, whatever an earlier one has left."""
         instance = self._instance(instance_key)
-        instance.set_state(state, session=self._session)
+        # Before the state: the journal has the dates that are written together with it.
         if state == "running":
             instance.start_date = CLOCK()
         else:
             instance.end_date = CLOCK()
+        instance.set_state(state, session=self._session)
         self._refresh()
 
     @override

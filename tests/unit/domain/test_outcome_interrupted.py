@@ -163,6 +163,20 @@ class TestMarkedSuccess:
         history.set_run("success")
         assert all_outcomes(history, reader) == {("none", "task_skipped", "work")}
 
+    def test_a_task_that_a_cleared_one_further_up_has_skipped_is_skipped(self) -> None:
+        """A short circuit skips all tasks below that have not ended, also below one that has."""
+        history = History(dag({"check": Node("a", _can_skip_downstream=True), "a": Node("work"), "work": Node()}))
+        history.run_task("check")
+        history.run_task("a")
+        history.clear("check")
+        reader = watch(history, "work")
+        history.start("check")
+        with history.transaction():
+            history.skip_from_outside("work")
+            history.succeed("check")
+            history.set_run("success")
+        assert all_outcomes(history, reader) == {("none", "task_skipped", "work")}
+
     def test_has_no_outcome(self) -> None:
         history = History(ABC)
         history.run_task("a")
