@@ -32,7 +32,6 @@ SMALLEST: dict[str, list[str]] = {
     "check-hostile": ["STREAMS=30", "ARGS=--seconds 8 --copies 1"],
     "check-mutants": ["ARGS=--only 'not redacted'"],
     "check-open-webui": ["ARGS=--collect-only -q"],
-    "check-outcome": ["CASES=20", "ARGS=--seed m --jobs 1"],
     "check-scenarios": ["RUNS=1", "ARGS=--collect-only -q"],
     "check-soak": ["MINUTES=0.3"],
 }

@@ -27,6 +27,7 @@ RUN_ELSEWHERE = {
     "check-clients": "integration/test_client_soak.py",
     "check-examples": "airflow/test_example_check.py",
     "check-lossless": "integration/test_lossless.py",
+    "check-outcome": "airflow/test_outcome_check.py",
 }
 """Targets that tests of other tiers run, by the file of the test; `tests/smoke` runs the others.
 
