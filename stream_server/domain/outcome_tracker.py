@@ -138,6 +138,9 @@ class OutcomeTracker:
             self.sent_outcome, self.result_versions = None, ()
         elif retraction is not None and self.options.include_output:
             reason = retraction
+            if self.sent_outcome is None:
+                # After the reset the subscribers do not know the result of earlier connections any more.
+                self.result_versions = ()
         else:
             return []
         return [Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason), *self.initial_frames(run)]

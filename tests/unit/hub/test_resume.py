@@ -287,10 +287,11 @@ KNOWN_RESULT = [*((name, 0) for name in beginnings["a result"]), ("history", 0)]
         ([("fail", 0), ("read", 0)], ["reset", "snapshot", "failure"]),
         ([("fail", 0), ("start_run", 0), ("finish_run", 0), ("read", 0)], ["reset", "snapshot", "failure", "end"]),
         ([("succeed", 0), ("read", 0)], ["task"]),
+        ([("start", 1), ("emit", 1), ("retry", 1), ("read", 0), ("fetch", 0)], ["reset", "snapshot", "result"]),
     ],
-    ids=["pushes again", "fails", "run ends", "succeeds"],
+    ids=["pushes again", "fails", "run ends", "succeeds", "output of another task is retracted"],
 )
-async def test_a_result_that_only_resumed_clients_know_is_retracted(moves: list[Move], frames: list[str]) -> None:
+async def test_a_result_that_only_resumed_clients_know(moves: list[Move], frames: list[str]) -> None:
     replicas = Replicas(History(), WatchOptions(until="run"))
     for move in KNOWN_RESULT:
         await replicas.play(move)
