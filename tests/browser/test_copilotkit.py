@@ -32,8 +32,7 @@ SECONDS = 30_000
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """URL of the page."""
-    directory, clients = tmp_path_factory.mktemp("copilotkit"), node.CLIENTS / "copilotkit"
-    node.install(clients)
+    directory, clients = tmp_path_factory.mktemp("copilotkit"), node.installed_clients(node.CLIENTS / "copilotkit")
     node.install(typescript.WEB)
     modules = clients / "node_modules"
     options = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from support.fast_start import CACHE
 from support.locks import exclusive_lock
 from support.skipping import skip_or_fail
 
@@ -36,10 +38,22 @@ def npm() -> list[str]:
     return _node().npm
 
 
-def installed_clients() -> Path:
-    """Install the third-party clients; return their directory."""
-    install(CLIENTS)
-    return CLIENTS
+def installed_clients(directory: Path = CLIENTS) -> Path:
+    """Install the third-party clients of a directory; return it.
+
+    Its `node_modules` is a link to packages that all checkouts of a user share, below `$XDG_CACHE_HOME` or `~/.cache`.
+    """
+    lock_file = directory / "package-lock.json"
+    contents = hashlib.sha256(lock_file.read_bytes()).hexdigest()
+    shared = CACHE / f"npm-{directory.name}-{contents[:16]}"
+    with exclusive_lock(shared.name, CACHE):
+        if not (shared / "node_modules" / ".package-lock.json").exists():
+            shared.mkdir(exist_ok=True)
+            for name in ("package.json", "package-lock.json", ".npmrc"):
+                shutil.copy(directory / name, shared)
+            install(shared)
+        _link(directory / "node_modules", shared / "node_modules")
+    return directory
 
 
 def install(directory: Path) -> None:
@@ -53,6 +67,17 @@ def install(directory: Path) -> None:
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make a symbolic link, also in place of one to packages of another lock file, or of a directory with packages."""
+    if link.is_symlink():
+        if link.readlink() == target:
+            return
+        link.unlink()
+    elif link.exists():
+        shutil.rmtree(link)
+    link.symlink_to(target)
 
 
 @cache
