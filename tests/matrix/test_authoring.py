@@ -21,8 +21,8 @@ READERS = (*VERSIONS, *((UPCOMING,) if HAS_UPCOMING else ()))
 SCRIPT = Path(__file__).with_name("read_dags.py")
 
 MODULES = (
-    *("dag", "decorators", "errors", "function_source", "output", "output_buffer", "push_pacing", "result_marks"),
-    "stream",
+    *("agent_output", "dag", "decorators", "errors", "function_source", "output", "output_buffer", "push_pacing"),
+    *("result_marks", "stream"),
 )
 OURS = {"", ".authoring", *(f".authoring.{name}" for name in MODULES)}
 """Modules below `stream_server` that a DAG file may import."""
