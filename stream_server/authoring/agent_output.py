@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from stream_server.authoring.output import emit_item
+from stream_server.authoring.output import run_in_task
+from stream_server.authoring.output_buffer import OutputBuffer
 
 MAX_VALUE_BYTES = 60 * 1024
 """JSON text of arguments, or of a result, that is sent whole. An item has at most `output_buffer.MAX_ITEM_BYTES`."""
@@ -18,8 +19,7 @@ MAX_TEXT_CHARACTERS = 4096
 
 def emit_text(text: str) -> None:
     """Send a text of any length in `chunk` frames."""
-    for part in _split(text):
-        emit_item({"chunk": part})
+    run_in_task(lambda buffer: _add_text(buffer, "chunk", text))
 
 
 def emit_thinking(text: str) -> None:
@@ -27,8 +27,7 @@ def emit_thinking(text: str) -> None:
 
     Outside of a running task it does nothing, and it never fails the task. Clients append texts that follow each other.
     """
-    for part in _split(text):
-        emit_item({"thinking": part})
+    run_in_task(lambda buffer: _add_text(buffer, "thinking", text))
 
 
 def emit_tool_call(call_id: str, name: str, arguments: object = None) -> None:
@@ -39,9 +38,13 @@ def emit_tool_call(call_id: str, name: str, arguments: object = None) -> None:
         name: Name of the tool.
         arguments: A JSON object, or the text that the model wrote. Larger ones are truncated.
     """
-    value, is_truncated = _shorten({} if arguments is None else arguments)
-    call = {"id": call_id, "name": name, "arguments": value}
-    emit_item({"tool_call": {**call, "truncated": True} if is_truncated else call})
+
+    def add(buffer: OutputBuffer) -> None:
+        value, is_truncated = _shorten({} if arguments is None else arguments)
+        call = {"id": call_id, "name": name, "arguments": value}
+        buffer.add({"tool_call": {**call, "truncated": True} if is_truncated else call})
+
+    run_in_task(add)
 
 
 def emit_tool_result(call_id: str, result: object = None, *, error: str | None = None) -> None:
@@ -52,16 +55,21 @@ def emit_tool_result(call_id: str, result: object = None, *, error: str | None =
         result: What the tool returned. A larger one is truncated, and what is not a JSON value is sent as text.
         error: Why there is no result.
     """
-    if error is not None:
-        emit_item({"tool_result": {"id": call_id, "error": error[:MAX_TEXT_CHARACTERS]}})
-        return
-    value, is_truncated = _shorten(result)
-    outcome = {"id": call_id, "result": value}
-    emit_item({"tool_result": {**outcome, "truncated": True} if is_truncated else outcome})
+
+    def add(buffer: OutputBuffer) -> None:
+        if error is not None:
+            buffer.add({"tool_result": {"id": call_id, "error": str(error)[:MAX_TEXT_CHARACTERS]}})
+            return
+        value, is_truncated = _shorten(result)
+        outcome = {"id": call_id, "result": value}
+        buffer.add({"tool_result": {**outcome, "truncated": True} if is_truncated else outcome})
+
+    run_in_task(add)
 
 
-def _split(text: str) -> list[str]:
-    return [text[start : start + MAX_TEXT_CHARACTERS] for start in range(0, len(text), MAX_TEXT_CHARACTERS)]
+def _add_text(buffer: OutputBuffer, key: str, text: str) -> None:
+    for start in range(0, len(text), MAX_TEXT_CHARACTERS):
+        buffer.add({key: text[start : start + MAX_TEXT_CHARACTERS]})
 
 
 def _shorten(value: object) -> tuple[object, bool]:

@@ -10,6 +10,8 @@ import asyncio
 import logging
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,7 +20,7 @@ from uuid import UUID
 from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
-from stream_server.authoring.output_buffer import Item, OutputBuffer
+from stream_server.authoring.output_buffer import OutputBuffer
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def emit(value: object) -> None:
     Args:
         value: Any JSON value, at most 64 KiB as JSON text. Clients append text to the text before it.
     """
-    emit_item({"chunk": value})
+    run_in_task(lambda buffer: buffer.add({"chunk": value}))
 
 
 def progress(fraction: float | None, text: str | None = None) -> None:
@@ -51,7 +53,12 @@ def progress(fraction: float | None, text: str | None = None) -> None:
         fraction: From 0 to 1; `None` if unknown.
         text: Description of the current step.
     """
-    emit_item({"progress": None if fraction is None else min(max(float(fraction), 0.0), 1.0), "text": text})
+
+    def add(buffer: OutputBuffer) -> None:
+        bounded = None if fraction is None else min(max(float(fraction), 0.0), 1.0)
+        buffer.add({"progress": bounded, "text": text})
+
+    run_in_task(add)
 
 
 def finish() -> None:
@@ -71,16 +78,24 @@ def flush() -> None:
         current[1].flush()
 
 
-def emit_item(item: Item) -> None:
-    """Push an item soon, if this is called in a running task."""
+def run_in_task(emit_items: Callable[[OutputBuffer], object]) -> None:
+    """Call a function with the output buffer of the running task, if there is one, and push soon what it adds.
+
+    Errors are logged, each kind once: no value and no code that prepares it may fail the task.
+    """
     task = _running_task()
     if task is None:
         return
     buffer = _buffer_of(task)
-    buffer.add(item)
-    # In an event loop the task may await for a long time before it emits again.
-    with suppress(RuntimeError):
-        buffer.push_later(asyncio.get_running_loop())
+    try:
+        emit_items(buffer)
+        # In an event loop the task may await for a long time before it emits again.
+        with suppress(RuntimeError):
+            buffer.push_later(asyncio.get_running_loop())
+    except Exception as error:  # noqa: BLE001 # no error may fail the task
+        # Not `repr`: that of a foreign error may fail, too.
+        reason = "".join(traceback.format_exception_only(type(error), error)).strip()
+        buffer.warn_once(type(error).__name__, f"A value is not streamed, because it can't be read: {reason}")
 
 
 def _running_task() -> RunningTask | None:

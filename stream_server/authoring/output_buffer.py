@@ -95,7 +95,7 @@ class OutputBuffer:
             if cleaned is None or self._closed or self._failures >= MAX_FAILURES:
                 return
             if size > self._bytes_left:
-                self._warn_once(
+                self.warn_once(
                     "limit",
                     f"The output of this try exceeds {_read_max_try_bytes()} bytes; the rest is not streamed. Set"
                     f" {TRY_BYTES_VARIABLE} on the worker to raise the limit",
@@ -111,6 +111,12 @@ class OutputBuffer:
                 self.flush()
         elif self._thread.ident is None:
             self._thread.start()
+
+    def warn_once(self, kind: str, text: str) -> None:
+        """Log a problem of a kind, unless one of that kind was logged for this try."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("%s (the task is not affected)", text)
 
     def flush(self) -> None:
         """Push all queued items from the calling thread."""
@@ -193,7 +199,7 @@ class OutputBuffer:
     def _record_failure(self, error: Exception) -> None:
         # The batch stays for the next push. If it was stored despite the error, the server recognises it by its index.
         self._failures += 1
-        self._warn_once("push", f"A push of output failed, and the output may not be streamed: {error!r}")
+        self.warn_once("push", f"A push of output failed, and the output may not be streamed: {error!r}")
         if self._failures >= MAX_FAILURES:
             self._unsent_batch = None
             with self._changed:
@@ -204,20 +210,15 @@ class OutputBuffer:
         try:
             text = json.dumps(_remove_unstorable(item), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            self._warn_once("json", f"A value is not streamed, because it is not a JSON value: {error}")
+            self.warn_once("json", f"A value is not streamed, because it is not a JSON value: {error}")
             return None, 0
         if len(text) > MAX_ITEM_BYTES:
-            self._warn_once(
+            self.warn_once(
                 "size",
                 f"A value is not streamed: it has {len(text)} bytes as JSON text; the limit is {MAX_ITEM_BYTES}",
             )
             return None, 0
         return json.loads(text), len(text)
-
-    def _warn_once(self, kind: str, text: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            log.warning("%s (the task is not affected)", text)
 
 
 def _remove_unstorable(value: object) -> object:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as airflow_version
 from stream_server.authoring.agent_output import emit_text, emit_thinking, emit_tool_call, emit_tool_result
-from stream_server.authoring.output import flush
+from stream_server.authoring.output import flush, run_in_task
 
 try:
     from pydantic_ai.capabilities import AbstractCapability
@@ -99,6 +99,9 @@ class _RunOutput(StreamOutput):
         flush()
 
     def _emit_event(self, event: AgentStreamEvent) -> None:
+        run_in_task(lambda _buffer: self._emit_items_of(event))
+
+    def _emit_items_of(self, event: AgentStreamEvent) -> None:
         match event:
             case PartStartEvent(part=TextPart() as part):
                 is_next = self._has_text and event.previous_part_kind != "text"
@@ -147,7 +150,7 @@ def _parse_arguments(arguments: str | dict[str, Any] | None) -> object:
         return arguments
     try:
         parsed = json.loads(arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
     return parsed if isinstance(parsed, dict) else arguments
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from stream_server.authoring import emit_thinking, emit_tool_call, emit_tool_result, output
+from stream_server.authoring import emit, emit_thinking, emit_tool_call, emit_tool_result, output, progress
 from stream_server.authoring.output_buffer import MAX_ITEM_BYTES
 from stream_server.domain.output_batch import decode_batch
 
@@ -77,10 +77,51 @@ def test_result_that_is_not_json_is_sent_as_text(pushed: list[Item], value: obje
     assert pushed == [{"tool_result": {"id": "c1", "result": str(value)}}]
 
 
-def test_outside_of_a_task_nothing_happens() -> None:
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class UnprintableError(Exception):
+    __str__ = __repr__ = Unprintable.__str__
+
+
+class Failing(dict[str, int]):
+    def items(self) -> NoReturn:
+        raise UnprintableError
+
+
+def emit_invalid_values() -> None:
+    emit_tool_call("c1", "get_weather", Unprintable())
+    emit_tool_result("c1", [Unprintable()])
+    emit_thinking(None)  # type: ignore[arg-type]
+    emit_thinking(5)  # type: ignore[arg-type]
+    progress("half")  # type: ignore[arg-type]
+    emit(Failing(a=1))
+
+
+def test_invalid_values_do_not_fail_the_task(pushed: list[Item], caplog: pytest.LogCaptureFixture) -> None:
+    emit_invalid_values()
+    emit_tool_result("c1", error=ValueError("No clock"))  # type: ignore[arg-type]
+    output.finish()
+    assert pushed == [{"tool_result": {"id": "c1", "error": "No clock"}}]
+    reasons = [record.message.partition("read: ")[2].partition(":")[0].split()[0] for record in caplog.records]
+    assert [reason.rpartition(".")[2] for reason in reasons] == [
+        "RuntimeError",
+        "TypeError",
+        "ValueError",
+        "UnprintableError",
+    ], "one warning for each kind"
+
+
+def test_outside_of_a_task_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
     emit_thinking("text")
     emit_tool_call("c1", "get_weather")
     emit_tool_result("c1")
+    emit_invalid_values()
+    assert not caplog.records, "no value is read"
 
 
 @pytest.mark.parametrize(

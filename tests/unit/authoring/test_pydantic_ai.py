@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,12 +29,24 @@ except ImportError:
 
 import pydantic
 from pydantic_ai import Agent, BinaryContent, DeferredToolRequests, DeferredToolResults, ModelRetry, Tool, ToolDenied
-from pydantic_ai.messages import ModelMessage, NativeToolCallPart, NativeToolReturnPart
+from pydantic_ai.messages import (
+    AgentStreamEvent,
+    FunctionToolCallEvent,
+    FunctionToolResultEvent,
+    ModelMessage,
+    NativeToolCallPart,
+    NativeToolReturnPart,
+    PartStartEvent,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
 from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from stream_server.authoring import agent_output
+from stream_server.authoring import output
 from stream_server.authoring import pydantic_ai as capability_module
+from stream_server.authoring.output_buffer import OutputBuffer
 from stream_server.authoring.pydantic_ai import StreamOutput
 from stream_server.authoring.result_marks import is_marked
 from stream_server.domain.output_batch import OutputItem, _item_decoder
@@ -48,7 +61,10 @@ Delta = str | dict[int, Any]
 def emitted(monkeypatch: pytest.MonkeyPatch) -> list[Item]:
     """Items that the running task has emitted."""
     items: list[Item] = []
-    monkeypatch.setattr(agent_output, "emit_item", items.append)
+    task = SimpleNamespace(id="try", try_number=1, task=SimpleNamespace(post_execute=None, on_failure_callback=None))
+    monkeypatch.setattr(output, "_running_task", lambda: task)
+    monkeypatch.setattr(output, "_current", None)
+    monkeypatch.setattr(OutputBuffer, "add", lambda _buffer, item: items.append(item))
     return items
 
 
@@ -160,6 +176,31 @@ async def test_results_are_converted_to_json(emitted: list[Item]) -> None:
     assert results["c2"]["truncated"] is True
     arguments = [item["tool_call"]["arguments"] for item in emitted if "tool_call" in item]
     assert arguments == [{}, {}, "["]
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+async def test_what_cannot_be_emitted_does_not_end_the_agent(
+    emitted: list[Item], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stream() -> AsyncIterator[AgentStreamEvent]:
+        yield FunctionToolCallEvent(ToolCallPart("fetch", "[" * 100_000, "c1"))
+        yield FunctionToolResultEvent(ToolReturnPart("fetch", Unprintable(), "c1"))
+        yield FunctionToolResultEvent(ToolReturnPart("fetch", Unprintable(), "c2"))
+        yield PartStartEvent(index=0, part=TextPart("It is warm."))
+
+    capability = await StreamOutput().for_run(None)
+    assert len([event async for event in capability.wrap_run_event_stream(None, stream=stream())]) == 4
+    assert [list(item) for item in emitted] == [["tool_call"], ["chunk"]]
+    assert emitted[0]["tool_call"]["arguments"].startswith("[[[")
+    assert [record.message for record in caplog.records] == [
+        "A value is not streamed, because it can't be read: RuntimeError: no text (the task is not affected)"
+    ]
 
 
 async def test_tools_of_the_provider_are_emitted(emitted: list[Item]) -> None:
