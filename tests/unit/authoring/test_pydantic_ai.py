@@ -178,29 +178,25 @@ async def test_results_are_converted_to_json(emitted: list[Item]) -> None:
     assert arguments == [{}, {}, "["]
 
 
-class Unprintable:
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-    __repr__ = __str__
-
-
 async def test_what_cannot_be_emitted_does_not_end_the_agent(
     emitted: list[Item], caplog: pytest.LogCaptureFixture
 ) -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+
     async def stream() -> AsyncIterator[AgentStreamEvent]:
         yield FunctionToolCallEvent(ToolCallPart("fetch", "[" * 100_000, "c1"))
-        yield FunctionToolResultEvent(ToolReturnPart("fetch", Unprintable(), "c1"))
-        yield FunctionToolResultEvent(ToolReturnPart("fetch", Unprintable(), "c2"))
+        yield FunctionToolResultEvent(ToolReturnPart("fetch", nested, "c1"))
+        yield FunctionToolResultEvent(ToolReturnPart("fetch", nested, "c2"))
         yield PartStartEvent(index=0, part=TextPart("It is warm."))
 
     capability = await StreamOutput().for_run(None)
     assert len([event async for event in capability.wrap_run_event_stream(None, stream=stream())]) == 4
     assert [list(item) for item in emitted] == [["tool_call"], ["chunk"]]
     assert emitted[0]["tool_call"]["arguments"].startswith("[[[")
-    assert [record.message for record in caplog.records] == [
-        "A value is not streamed, because it can't be read: RuntimeError: no text (the task is not affected)"
-    ]
+    (record,) = caplog.records
+    assert record.message.startswith("A value is not streamed, because it can't be read: RecursionError: ")
 
 
 async def test_tools_of_the_provider_are_emitted(emitted: list[Item]) -> None:
