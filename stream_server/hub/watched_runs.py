@@ -178,6 +178,9 @@ class WatchedRuns:
 
     async def _wait_until_loaded(self, watched: WatchedRun) -> None:
         while watched.feed.run_state is None or watched.update_task is not None:
+            if self._runs.get(watched.feed.key) is not watched:
+                # Nothing loads it any more, and a wait for a load that has ended does not suspend.
+                break
             if watched.update_task is not None:
                 await asyncio.wait({watched.update_task})
                 continue
@@ -187,7 +190,7 @@ class WatchedRuns:
             if watched.load_task is load:
                 load.result()
         if self._runs.get(watched.feed.key) is not watched:
-            if watched.feed.run_state.is_deleted:
+            if watched.feed.run_state is not None and watched.feed.run_state.is_deleted:
                 raise RunNotFound(*watched.feed.key)
             raise Unavailable("The server lost the state of this run; try again")
 
