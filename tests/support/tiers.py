@@ -53,6 +53,9 @@ LONG = (
 OWN_AIRFLOW = ("demo_processes", "outcome_check")
 """Tests of `airflow` that use no stack of the session, whose scheduler would run beside them."""
 
+WITHOUT_AIRFLOW = ("behind_proxies", "copilotkit", "example_page", "foreign_page", "typescript_client")
+"""Tests of `browser` that need no Airflow. The others wait for runs, and would wait for these, too."""
+
 CORE = ("domain", "hub", "journal")
 """Unit tests that take half of the time."""
 
@@ -115,8 +118,8 @@ def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]
     """Return the tiers in the order in which they start.
 
     `web` builds the TypeScript client. The first tier that uses it at once, `integration`, starts after `web`, the
-    shortest of the first lanes, has ended. `airflow` and `browser` share an Airflow. Otherwise, the longest tiers are
-    first, and the shortest, which wait for nothing, last: all cores work until the end.
+    shortest of the first lanes, has ended. Most tests of `browser` share the Airflow of `airflow`. Otherwise, the
+    longest tiers are first, and the shortest, which wait for nothing, last: all cores work until the end.
     """
 
     def others(directory: str, listed: list[str]) -> list[str]:
@@ -136,14 +139,16 @@ def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]
     if selection == "--fast":
         return [*(pytest(f"integration, fast, {part}", *steady[part - 1 :: 2]) for part in (1, 2)), *units]
     own = [f"airflow/test_{name}.py" for name in OWN_AIRFLOW]
+    pages = [f"browser/test_{name}.py" for name in WITHOUT_AIRFLOW]
     return [
         Tier("web", ("make", "--no-print-directory", "test-web")),
-        pytest("airflow, browser", *others("airflow", own), "browser"),
+        pytest("airflow, browser", *others("airflow", own), *others("browser", pages)),
         pytest("matrix", "matrix"),
         pytest("faults", *faults),
         pytest("integration, long", *long),
         pytest("integration", *others("integration", steady + faults + long)),
         pytest("smoke", "smoke"),
+        pytest("browser", *pages),
         pytest("integration, fast", *steady),
         *_make_next_airflow_tiers(arguments),
         pytest("demo, outcome", *own),
