@@ -16,6 +16,9 @@ class _FrameCursor(msgspec.Struct):
     cursor: str | None = None
 
 
+_OUTPUT_IDENTITY = ("dag_id", "run_id", "task_id", "map_index", "iteration", "try_number", "index")
+"""Members that identify an item of output, also in a stream of many runs. Frames of all types share the positions."""
+
 _cursor_decoder = msgspec.json.Decoder(_FrameCursor)
 
 
@@ -46,6 +49,10 @@ def identity_of(frame: Frame | UnknownFrame) -> tuple[object, ...] | None:
     """Return a key that identifies a frame in its stream; `None` for frames that may repeat."""
     if isinstance(frame, OutputFrame):
         # Not by `seq`: a row of the journal may contain several, and the output of a try may be recorded twice.
-        return frame.task_id, frame.map_index, frame.iteration, frame.try_number, frame.index
+        return tuple(getattr(frame, name) for name in _OUTPUT_IDENTITY)
+    if isinstance(frame, UnknownFrame):
+        names = ("type", *_OUTPUT_IDENTITY) if "index" in frame.members else ("type", "seq")
+        # As text, since a later version may send lists and objects.
+        return None if frame.seq is None else tuple(repr(frame.members.get(name)) for name in names)
     seq = getattr(frame, "seq", None)
-    return None if seq is None else (getattr(frame, "type", type(frame)), seq)
+    return None if seq is None else (type(frame), seq)

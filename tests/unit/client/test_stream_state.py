@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from stream_server.client import ConnectionLost, Forbidden, ServerError, StreamClosed, TokenExpired, UnexpectedResponse
 from stream_server.client.credential import Credential
 from stream_server.client.frames import Chunk, ConnectionFrame, KnownFrame, UnknownFrame, decode_frame
-from stream_server.client.requests import Request, Response, RunKey, WatchOptions, stream_request, trigger_request
+from stream_server.client.requests import (
+    Request,
+    Response,
+    RunKey,
+    WatchOptions,
+    many_runs_request,
+    stream_request,
+    trigger_request,
+)
 from stream_server.client.retries import Retries
 from stream_server.client.stream_state import CONNECTION_LOST, StreamState
 from stream_server.protocol import frames as protocol
@@ -103,6 +111,26 @@ def test_a_stream_resumes_after_its_last_cursor_and_drops_repetitions() -> None:
     assert [type(frame).__name__ for frame in first] == ["Snapshot", "Chunk", "Chunk"]
     assert [type(frame).__name__ for frame in second] == ["Resumed", "Chunk"]
     assert state.cursor == "c:2"
+
+
+def receive_all(state: StreamState, *frames: dict[str, Any]) -> list[str]:
+    state.next_request()
+    state.record_response(OPENED)
+    return [type(frame).__name__ for frame in state.receive(lines(*frames))]
+
+
+def test_output_of_several_runs_is_no_repetition() -> None:
+    state = new_state(many_runs_request({"type": "chunk"}), options=None)
+    frames = [chunk(0, seq=1), chunk(0, seq=2, run_id="r2"), chunk(0, seq=3, dag_id="d2")]
+    assert receive_all(state, *frames) == ["Chunk", "Chunk", "Chunk"]
+    assert receive_all(state, *frames) == []
+
+
+def test_output_of_unknown_types_is_no_repetition_within_a_row() -> None:
+    state = new_state()
+    frames = [chunk(0), chunk(1, type="later"), chunk(2, type="later"), {"type": "later", **RUN, "seq": [1]}]
+    assert receive_all(state, *frames) == ["Chunk", "UnknownFrame", "UnknownFrame", "UnknownFrame"]
+    assert receive_all(state, *frames) == []
 
 
 def test_the_cursor_moves_with_the_frames_that_were_yielded() -> None:
