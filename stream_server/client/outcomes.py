@@ -19,6 +19,8 @@ from stream_server.client.frames import End, Failure, Result
 from stream_server.protocol.bodies import FailureInfo, WaitingInfo
 from stream_server.protocol.frame_members import Reference
 
+_SENT_BEFORE = "the stream was resumed after its outcome was sent; `wait` of the stream or of the client returns it"
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a run. The members are those of `GET …/result`."""
@@ -73,6 +75,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
             raise ResultTooLarge(
                 *key, f"{reference.bytes} bytes are too many to send; get it from Airflow: {reference.href}"
             )
+        if not self.results:
+            raise NoResult(*key, _SENT_BEFORE)
         (value,) = self.results.values()
         return value
 
@@ -81,6 +85,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         key = (self.dag_id, self.run_id)
         if self.outcome == "failure" and self.failure is not None:
             return RunFailed(*key, self.failure)
+        if self.outcome == "failure":
+            return NoResult(*key, _SENT_BEFORE)
         if self.outcome == "pending":
             return NoResult(*key, "the outcome is not known yet")
         reason = (self.reason or "it has ended without one").replace("_", " ")

@@ -47,7 +47,7 @@ class ShownRun:
         return state.run
 
     def require_outcome(self) -> Outcome:
-        """Return the outcome.
+        """Return the outcome as far as the stream has sent it.
 
         Raises:
             ClientError: The stream ended without one: it was closed, or resumed after its end.
@@ -55,3 +55,9 @@ class ShownRun:
         if (outcome := self.view.outcome) is None:
             raise ClientError("the stream ended without an outcome: it was closed, or its cursor is that of its end")
         return outcome
+
+    @property
+    def lacks_values(self) -> bool:
+        """Whether the outcome was sent before the cursor at which the stream was resumed."""
+        end = self.view.end
+        return end is not None and end.outcome != "none" and self.view.last_outcome is None

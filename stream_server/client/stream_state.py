@@ -90,7 +90,7 @@ class StreamState:
         """The run, as soon as a frame of it has arrived."""
 
         self._opening = opening
-        self._options = options
+        self.options = options
         self._resume = ResumeState(cursor)
         self._buffer = bytearray()
         self._error: Exception | None = None
@@ -115,8 +115,8 @@ class StreamState:
         self._buffer.clear()
         self._error, self.is_connection_over, self._has_received = None, False, False
         request = self._opening
-        if self.run is not None and self._options is not None:
-            request = stream_request(self.run, self._options)
+        if self.run is not None and self.options is not None:
+            request = stream_request(self.run, self.options)
         # A compressing proxy would delay frames.
         headers = {**request.headers, "Accept": NDJSON, "Accept-Encoding": "identity"}
         return replace(request, headers=headers).with_query(cursor=self.cursor)
@@ -182,7 +182,7 @@ class StreamState:
         if isinstance(frame, Snapshot) and self._has_yielded and not self._expects_snapshot:
             yield Reset(dag_id=frame.dag_id, run_id=frame.run_id, reason=CONNECTION_LOST)
         self._expects_snapshot = isinstance(frame, Reset)
-        if self.run is None and isinstance(frame, RunFrame) and self._options is not None:
+        if self.run is None and isinstance(frame, RunFrame) and self.options is not None:
             self.run = RunKey(frame.dag_id, frame.run_id)
         self._has_yielded = True
         self.is_over = self.is_connection_over = isinstance(frame, End)

@@ -137,10 +137,22 @@ class RunStream(FrameStream):
                 yield text
 
     def wait(self) -> Outcome:
-        """Read the rest of the stream, and return the outcome, which may be a failure."""
+        """Read the rest of the stream, and return the outcome, which may be a failure.
+
+        A stream that was resumed after its outcome was sent asks the server for it.
+        """
         for _ in self:
             pass
-        return self._shown.require_outcome()
+        outcome, options = self._shown.require_outcome(), self._state.options
+        if options is None or not self._shown.lacks_values:
+            return outcome
+        return self._client.wait(
+            outcome.dag_id,
+            outcome.run_id,
+            results=options.results,
+            until=options.until,
+            confirm=options.confirm,
+        )
 
     def result(self) -> Any:
         """Read the rest of the stream, and return the value of the only result task.

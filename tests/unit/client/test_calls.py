@@ -209,6 +209,7 @@ def test_a_page_of_a_proxy_is_no_outcome() -> None:
         ),
         ({"outcome": "none", "reason": "task_skipped", "task_id": "t"}, NoResult, "task skipped"),
         ({"outcome": "pending"}, NoResult, "not known yet"),
+        ({"outcome": "result"}, NoResult, "resumed after its outcome was sent"),
         ({"outcome": "result", "withheld": True}, ResultWithheld, "denies"),
         ({"outcome": "result", "results": {"b": 1, "a": 2}}, SeveralResults, "a, b"),
         ({"outcome": "result", "references": {"a": {"href": "/x", "bytes": 7}}}, ResultTooLarge, "7 bytes"),

@@ -1,0 +1,90 @@
+"""Streams of both clients, without a server: the HTTP library answers from a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from stream_server.client import AsyncClient, Client, NoResult, Outcome
+
+RUN = {"dag_id": "d", "run_id": "r"}
+INFO = {"state": "running", "queued_at": None, "start_date": None, "end_date": None, "clear_number": 0}
+SNAPSHOT = {"type": "snapshot", **RUN, "run": INFO, "tasks": [], "result_tasks": []}
+OPENED = {"content-type": "application/x-ndjson"}
+
+
+class Script:
+    """Answers requests with the next response, and records them."""
+
+    def __init__(self, *responses: httpx.Response) -> None:
+        self.responses = [*responses]
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        return self.responses.pop(0)
+
+
+@contextmanager
+def sync_client(script: Script, **options: Any) -> Iterator[Client]:
+    with (
+        httpx.Client(transport=httpx.MockTransport(script)) as http,
+        Client("http://h", http_client=http, **options) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def async_client(script: Script, **options: Any) -> AsyncIterator[AsyncClient]:
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(script)) as http,
+        AsyncClient("http://h", http_client=http, **options) as client,
+    ):
+        yield client
+
+
+def stream_of(*frames: dict[str, Any]) -> httpx.Response:
+    return httpx.Response(200, headers=OPENED, content=b"".join(json.dumps(frame).encode() + b"\n" for frame in frames))
+
+
+def outcome_response(**members: Any) -> httpx.Response:
+    return httpx.Response(200, json={"dag_id": "d", "dag_run_id": "r", "state": "success", **members})
+
+
+def end(outcome: str) -> dict[str, Any]:
+    return {"type": "end", **RUN, "state": "success", "outcome": outcome}
+
+
+async def wait_for_resumed_stream(kind: str, script: Script) -> Outcome:
+    """Return the outcome of a stream that is resumed."""
+    if kind == "sync":
+        with sync_client(script) as client:
+            return client.stream("d", "r", results=["a"], until="run", confirm="success", cursor="c").wait()
+    async with async_client(script) as asynchronous:
+        return await asynchronous.stream("d", "r", results=["a"], until="run", confirm="success", cursor="c").wait()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("outcome", ["result", "failure"])
+async def test_a_stream_resumed_after_its_outcome_asks_for_it(kind: str, outcome: str) -> None:
+    failure = {"reason": "task_failed", "task_id": "a", "map_index": -1, "try_number": 1, "state": "failed"}
+    members = {"results": {"a": 7}} if outcome == "result" else {"failure": {**failure, "predicted": False}}
+    script = Script(stream_of(end(outcome)), outcome_response(outcome=outcome, **members))
+    received = await wait_for_resumed_stream(kind, script)
+    assert (received.outcome, received.results) == (outcome, members.get("results", {}))
+    assert (received.failure is not None) is (outcome == "failure")
+    params = script.requests[1].url.params
+    assert script.requests[1].url.path.endswith("/dagRuns/r/result")
+    assert (params["result"], params["until"], params["confirm"]) == ("a", "run", "success")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_resumed_stream_without_an_outcome_asks_nothing(kind: str) -> None:
+    received = await wait_for_resumed_stream(kind, Script(stream_of(end("none"))))
+    with pytest.raises(NoResult, match="ended without one"):
+        received.value  # noqa: B018 # it raises
