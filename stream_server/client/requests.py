@@ -123,10 +123,17 @@ def trigger_request(
     attach: bool,
     options: WatchOptions,
 ) -> Request:
-    """Return the request that triggers a run. Its header `Accept` selects between a stream and one response."""
-    members: dict[str, Any] = {**(body or {}), "conf": {**(conf or {})}}
-    named = {"dag_run_id": run_id, "logical_date": logical_date, "note": note}
-    members.update((name, value) for name, value in named.items() if value is not None)
+    """Return the request that triggers a run. Its header `Accept` selects between a stream and one response.
+
+    Raises:
+        ValueError: A member of the body is also an argument.
+    """
+    members: dict[str, Any] = {"conf": {}, **(body or {})}
+    arguments = {"conf": conf, "dag_run_id": run_id, "logical_date": logical_date, "note": note}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if twice := sorted(given.keys() & (body or {}).keys()):
+        raise ValueError(f"`body` must not contain what is an argument, too: {', '.join(twice)}")
+    members.update(given)
     if_exists = (("if_exists", "attach"),) if attach else ()
     return Request(
         "POST",

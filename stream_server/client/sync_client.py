@@ -89,7 +89,7 @@ class Client:
             run_id: ID of the run; by default Airflow's.
             logical_date: Logical date of the run.
             note: Note of the run.
-            body: Further members of the body of Airflow's endpoint.
+            body: Further members of the body of Airflow's endpoint; none that is an argument, too.
             idempotency_key: Calls with the same key are one run, also of another process; by default a new one.
             attach: Whether a run `run_id` that exists already is returned, instead of a `Conflict`.
 

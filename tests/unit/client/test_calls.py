@@ -41,6 +41,7 @@ from stream_server.client.requests import (
     cancel_request,
     many_runs_request,
     parse_server_url,
+    trigger_request,
 )
 from stream_server.client.responses import decode_outcome
 from stream_server.client.retries import Retries
@@ -68,6 +69,23 @@ def test_ids_are_quoted() -> None:
     assert cancel_request(KEY).target == "/api/v2/dags/d/dagRuns/a%2Fb/cancel"
     request = many_runs_request({"dag_id": "a b", "type": ["task", "run"], "tag": []})
     assert request.target == "/api/v2/stream?dag_id=a+b&type=task&type=run"
+
+
+def trigger(conf: dict[str, Any] | None = None, **others: Any) -> Request:
+    none = {"run_id": None, "logical_date": None, "note": None, "body": None, "idempotency_key": None, "attach": False}
+    return trigger_request("d", conf, **{**none, **others}, options=WatchOptions())
+
+
+def test_the_body_of_a_trigger_may_contain_its_conf() -> None:
+    assert trigger().body == {"conf": {}}
+    assert trigger({"a": 1}, body={"extra": 2}).body == {"conf": {"a": 1}, "extra": 2}
+    assert trigger(body={"conf": {"a": 1}, "dag_run_id": "r"}).body == {"conf": {"a": 1}, "dag_run_id": "r"}
+
+
+@pytest.mark.parametrize(("name", "argument"), [("conf", {"conf": {}}), ("dag_run_id", {"run_id": "r"})])
+def test_a_body_that_repeats_an_argument_is_refused(name: str, argument: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"an argument, too: {name}$"):
+        trigger(**argument, body={name: None})
 
 
 def test_an_answer_to_a_frame_names_the_request() -> None:
