@@ -10,10 +10,7 @@ from dataclasses import replace
 from stream_server.client.credential import Credential
 from stream_server.client.errors import ConnectionLost, parse_refusal
 from stream_server.client.requests import JSON, Request, Response, replace_key_by_run_id
-from stream_server.client.retries import Retries, is_temporary, parse_retry_after
-
-_CERTAINLY_NOT_DONE = frozenset({429, 503})
-"""Statuses of servers that have done nothing: also requests that must not be repeated are sent again."""
+from stream_server.client.retries import Retries, parse_retry_after
 
 
 class CallState:
@@ -45,9 +42,7 @@ class CallState:
             self._retries.set_delay(0.0)
         elif self.credential.is_renewable_after(response.status, refusal.detail):
             self._retries.set_delay(0.0)
-        elif not is_temporary(response.status) or not (
-            self.request.is_repeatable or response.status in _CERTAINLY_NOT_DONE
-        ):
+        elif not self.request.may_repeat_after(response.status):
             raise refusal
         else:
             self._retries.set_delay(parse_retry_after(response.headers.get("retry-after")))

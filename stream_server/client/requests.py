@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from http import HTTPStatus
 from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import quote, urlencode
 
@@ -14,6 +15,7 @@ import msgspec
 
 from stream_server.client.errors import Refused
 from stream_server.client.frames import Input
+from stream_server.client.retries import is_temporary
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
@@ -65,6 +67,14 @@ class Request:
     @property
     def content(self) -> bytes | None:
         return None if self.body is None else msgspec.json.encode(self.body)
+
+    def may_repeat_after(self, status: int) -> bool:
+        """Whether a request with this error status may succeed later, and may be sent again.
+
+        Other requests than repeatable ones only after 429: a server may answer 503 when it shuts down while the caller
+        waits for the run that it has triggered.
+        """
+        return is_temporary(status) and (self.is_repeatable or status == HTTPStatus.TOO_MANY_REQUESTS)
 
     def with_query(self, **values: str | None) -> Request:
         """Return a copy with further query parameters, without those that are `None`."""

@@ -13,7 +13,14 @@ from http import HTTPStatus
 
 from stream_server.client.credential import Credential, RenewalNeeded
 from stream_server.client.cursors import ResumeState
-from stream_server.client.errors import ConnectionLost, StreamClosed, UnexpectedResponse, build_refusal, parse_refusal
+from stream_server.client.errors import (
+    ClientError,
+    ConnectionLost,
+    StreamClosed,
+    UnexpectedResponse,
+    build_refusal,
+    parse_refusal,
+)
 from stream_server.client.frames import StreamFrame, UnknownFrame, decode_frame
 from stream_server.client.requests import (
     NDJSON,
@@ -106,6 +113,13 @@ class StreamState:
         """Where the stream continues after the frames so far; `None` before the first cursor."""
         return self._resume.cursor
 
+    @property
+    def _current(self) -> Request:
+        """The request that opens the stream, or resumes it as soon as the run is known."""
+        if self.run is not None and self.options is not None:
+            return stream_request(self.run, self.options)
+        return self._opening
+
     def start(self, now: float) -> None:
         """Start the patience."""
         self.retries.record_connection(now)
@@ -114,9 +128,7 @@ class StreamState:
         """Return the request that opens or resumes the stream."""
         self._buffer.clear()
         self._error, self.is_connection_over, self._has_received = None, False, False
-        request = self._opening
-        if self.run is not None and self.options is not None:
-            request = stream_request(self.run, self.options)
+        request = self._current
         # A compressing proxy would delay frames.
         headers = {**request.headers, "Accept": NDJSON, "Accept-Encoding": "identity"}
         return replace(request, headers=headers).with_query(cursor=self.cursor)
@@ -137,7 +149,7 @@ class StreamState:
                 self._opening = other
                 self.retries.set_delay(0.0)
             elif not self.credential.is_renewable_after(response.status, refusal.detail):
-                if not is_temporary(response.status):
+                if not self._current.may_repeat_after(response.status):
                     raise refusal
                 self.retries.set_delay(parse_retry_after(response.headers.get("retry-after")))
         elif not (media_type := response.headers.get("content-type", "")).startswith(NDJSON):
@@ -194,13 +206,23 @@ class StreamState:
         Raises:
             ConnectionLost: The request may have arrived, and must not be repeated.
         """
-        self.record_end_of_body(now)
-        if error.may_have_arrived and self.run is None and not self._opening.is_repeatable:
+        self._record_end(now)
+        if error.may_have_arrived and not self._current.is_repeatable:
             raise error
         self._error = error
 
     def record_end_of_body(self, now: float) -> None:
-        """Record that a connection has ended."""
+        """Record that a connection has ended.
+
+        Raises:
+            ClientError: The server has sent no frame of the run, and the request must not be repeated.
+        """
+        self._record_end(now)
+        if not self.is_over and not self._current.is_repeatable:
+            ended = ConnectionLost("the response has ended before the first frame of the run")
+            raise self._error if isinstance(self._error, ClientError) else ended
+
+    def _record_end(self, now: float) -> None:
         if self._has_received:
             self.retries.record_connection(now)
 

@@ -158,9 +158,10 @@ def test_an_answer_is_repeated_only_if_it_has_not_arrived() -> None:
     lost = ConnectionLost("ConnectError: refused")
     lost.may_have_arrived = False
     call.record_loss(lost)
-    assert not call.accept(Response(503, {}, b""))
-    with pytest.raises(ServerError):
-        call.accept(Response(502, {}, b""))
+    assert not call.accept(Response(429, {}, b""))
+    for status in (502, 503, 504):
+        with pytest.raises(ServerError):
+            call.accept(Response(status, {}, b""))
     with pytest.raises(ConnectionLost, match="ReadError"):
         call.record_loss(ConnectionLost("ReadError: "))
 

@@ -184,11 +184,49 @@ def test_a_server_that_stores_no_keys_gets_a_run_id_instead() -> None:
         keyed.record_response(Response(501, {}, json.dumps(problem).encode()))
 
 
-def trigger_with_key(key: str) -> Request:
+def open_unrepeatable() -> StreamState:
+    """Return a stream that triggers a run which the caller has named, on a server that stores no keys."""
+    state = new_state(trigger_with_key(None, run_id="mine"))
+    state.next_request()
+    problem = {"type": "urn:stream-server:problem:read-replica", "detail": "This is a read replica"}
+    state.record_response(Response(501, {}, json.dumps(problem).encode()))
+    request = state.next_request()
+    assert ("if_exists", "attach") not in request.query
+    assert "Idempotency-Key" not in request.headers
+    return state
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_trigger_that_may_have_started_a_run_is_not_repeated(status: int) -> None:
+    state = open_unrepeatable()
+    state.record_response(Response(429, {}, b"later"))
+    with pytest.raises(ServerError):
+        state.record_response(Response(status, {}, b"retry"))
+    # The run is known: the stream is opened with a GET.
+    list(state.receive(lines(SNAPSHOT)))
+    state.next_request()
+    state.record_response(Response(status, {}, b"retry"))
+
+
+@pytest.mark.parametrize("frames", [(), (close(4001, reconnect=True),)])
+def test_a_trigger_without_a_frame_of_its_run_is_not_repeated(frames: tuple[dict[str, Any], ...]) -> None:
+    state = open_unrepeatable()
+    state.record_response(OPENED)
+    list(state.receive(lines(*frames)))
+    with pytest.raises(StreamClosed if frames else ConnectionLost):
+        state.record_end_of_body(1.0)
+    refused = ConnectionLost("ConnectError: refused")
+    refused.may_have_arrived = False
+    state.record_loss(refused, 1.0)
+    with pytest.raises(ConnectionLost, match="ReadError"):
+        state.record_loss(ConnectionLost("ReadError: "), 1.0)
+
+
+def trigger_with_key(key: str | None, run_id: str | None = None) -> Request:
     return trigger_request(
         "d",
         {},
-        run_id=None,
+        run_id=run_id,
         logical_date=None,
         note=None,
         body=None,
