@@ -10,7 +10,7 @@ from stream_server.cli.answer import describe_request, instance_of
 from stream_server.cli.control_characters import replace_control_characters
 from stream_server.cli.exit import ExitCode, exit_with_error, print_message
 from stream_server.cli.standard_streams import OutputConsole, write_output
-from stream_server.client import ConnectionLost, Message, Refused, follow
+from stream_server.client import ClientError, Message, Refused, follow
 from stream_server.domain.human_input import WAITING_STATES, RequestKey
 from stream_server.domain.run_state import RunKey
 from stream_server.protocol.frames import AnyFrame, End, Snapshot
@@ -23,7 +23,7 @@ def list_questions(url: str, key: RunKey, *, token: str | None, patience: float,
         messages = asyncio.run(_read_state(url, key, token, patience))
     except Refused as error:
         exit_with_error(str(error), ExitCode.USAGE)
-    except ConnectionLost as error:
+    except ClientError as error:
         exit_with_error(str(error), ExitCode.CONNECTION_LOST)
     questions = find_open_questions(message.frame for message in messages)
     if as_json or not OutputConsole().is_terminal:

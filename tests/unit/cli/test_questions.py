@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
 import pytest
+import typer
 
-from stream_server.cli.questions import describe_question, find_open_questions
+from stream_server.cli.exit import ExitCode
+from stream_server.cli.questions import describe_question, find_open_questions, list_questions
+from stream_server.client import ClientError, ConnectionLost, Message, Refused, StreamClosed, TokenExpired
+from stream_server.domain.run_state import RunKey
 from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import AnyFrame, End, RunInfo, Snapshot, TaskInfo
 from stream_server.protocol.input_frames import Input, InputAnswered, InputParam, InputUser
@@ -102,3 +107,25 @@ def test_content_that_is_left_out_is_explained() -> None:
     assert describe_question(withheld) == "ask asks: (you may not read what it asks)"
     large = question(subject=None, options=[], reference=Reference(href="/api/v2/here", bytes=300_000))
     assert "/api/v2/here" in describe_question(large)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TokenExpired(4501, "expired"), ExitCode.CONNECTION_LOST),
+        (StreamClosed(4503, "closed"), ExitCode.CONNECTION_LOST),
+        (ConnectionLost("lost"), ExitCode.CONNECTION_LOST),
+        (Refused(404, "no run"), ExitCode.USAGE),
+    ],
+)
+def test_errors_of_the_stream_are_messages(
+    error: ClientError, code: ExitCode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> AsyncIterator[Message]:
+        raise error
+
+    monkeypatch.setattr("stream_server.cli.questions.follow", fail)
+    with pytest.raises(typer.Exit) as left:
+        list_questions("http://h", RunKey("d", "r"), token=None, patience=0.0, as_json=True)
+    assert left.value.exit_code == code
+    assert str(error) in capsys.readouterr().err
