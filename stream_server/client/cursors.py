@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from stream_server.client.frames import UnknownFrame
+from stream_server.client.frames import UnknownFrame, parse_leniently
 from stream_server.protocol.frame_members import Frame
 from stream_server.protocol.frames import Reset, Snapshot
 from stream_server.protocol.output_frames import OutputFrame
@@ -38,11 +38,19 @@ class ResumeState:
             self._seen_since_cursor.add(identity)
         if isinstance(frame, (Reset, Snapshot)):
             self._seen_since_cursor.clear()
-        cursor = _cursor_decoder.decode(text).cursor
+        cursor = _decode_cursor(text)
         if cursor is not None:
             self.cursor = cursor
             self._seen_since_cursor.clear()
         return is_new
+
+
+def _decode_cursor(text: str | bytes) -> str | None:
+    try:
+        return _cursor_decoder.decode(text).cursor
+    except (msgspec.MsgspecError, RecursionError):
+        # The line was decoded leniently, too.
+        return msgspec.convert(parse_leniently(text), _FrameCursor).cursor
 
 
 def identity_of(frame: Frame | UnknownFrame) -> tuple[object, ...] | None:

@@ -8,8 +8,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-import msgspec
-
+from stream_server.client.outcomes import format_json
 from stream_server.client.run_view import RunView
 
 SHORTEST_UPDATE_SECONDS = 0.1
@@ -133,7 +132,7 @@ def _build_result_html(view: RunView) -> str:
     outcome = view.outcome
     if outcome is None or outcome.outcome != "result" or outcome.withheld:
         return ""
-    text = msgspec.json.format(msgspec.json.encode(outcome.results), indent=2).decode()
+    text = format_json(outcome.results)
     return f"<pre>{html.escape(text[:MAX_TEXT_LENGTH])}</pre>"
 
 

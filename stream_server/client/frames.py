@@ -9,10 +9,12 @@ A frame of a type that this version does not know is an `UnknownFrame`. A match 
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeAlias
 
 import msgspec
 
+from stream_server.client.errors import UnexpectedResponse
 from stream_server.protocol import frames, input_frames, output_frames
 from stream_server.protocol.frames import (
     Ack,
@@ -54,6 +56,7 @@ __all__ = [
     "UnknownFrame",
     "Waiting",
     "decode_frame",
+    "parse_leniently",
 ]
 
 
@@ -194,14 +197,38 @@ _decoder: msgspec.json.Decoder[KnownFrame | ConnectionFrame] = msgspec.json.Deco
 
 
 def decode_frame(line: bytes | bytearray) -> StreamFrame | ConnectionFrame | None:
-    """Return the frame of a line; `None` if the line is not a frame, for example because a proxy inserted it."""
+    """Return the frame of a line; `None` if the line is not a frame, for example because a proxy inserted it.
+
+    Raises:
+        UnexpectedResponse: The line is a frame that cannot be decoded.
+    """
     try:
         return _decoder.decode(line)
-    except msgspec.ValidationError:
-        members = msgspec.json.decode(line)
-    except msgspec.DecodeError:
-        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        members = parse_leniently(line)
     if not isinstance(members, dict) or not isinstance(kind := members.get("type"), str):
         return None
-    # A known type with members of other kinds is a later version of it: the client cannot rely on what it has.
-    return UnknownFrame(type=kind, members=members)
+    try:
+        frame: KnownFrame | ConnectionFrame = msgspec.convert(members, KnownFrame | ConnectionFrame)
+    except msgspec.ValidationError:
+        # A known type with members of other kinds is a later version of it: the client cannot rely on what it has.
+        return UnknownFrame(type=kind, members=members)
+    return frame
+
+
+def parse_leniently(text: str | bytes | bytearray) -> Any:
+    """Return the JSON value of a line, also with what databases contain and msgspec refuses; `None` if it is no JSON.
+
+    Numbers beyond the range of floats become infinite, invalid UTF-8 is replaced, and lone surrogates are kept.
+
+    Raises:
+        UnexpectedResponse: The line is a frame that cannot be decoded.
+    """
+    text = (text if isinstance(text, str) else text.decode(errors="replace")).strip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Without it the stream would continue, and its cursor would skip the frame.
+        if text.startswith('{"type":"') and text.endswith("}"):
+            raise UnexpectedResponse(f"a frame cannot be decoded ({error}): {text[:200]}") from error
+        return None

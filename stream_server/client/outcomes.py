@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -94,11 +95,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     def _repr_html_(self) -> str:
         shown = self.failure if self.outcome == "failure" else self.results if self.outcome == "result" else self.reason
-        text = msgspec.json.format(msgspec.json.encode(shown), indent=2).decode()
+        text = format_json(shown)
         return (
             f"<b>{html.escape(self.dag_id)}</b> {html.escape(self.run_id)}:"
             f" {self.outcome}<pre>{html.escape(text)}</pre>"
         )
+
+
+def format_json(value: Any) -> str:
+    """Return a value as indented JSON."""
+    try:
+        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    except UnicodeEncodeError:
+        # A lone surrogate, which only an escape sequence can represent.
+        return json.dumps(msgspec.to_builtins(value), indent=2)
 
 
 def build_outcome(end: End, last: Result | Failure | None) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TypeVar
 
 import msgspec
@@ -34,7 +35,8 @@ def _decode(response: Response, kind: type[T]) -> T:
         UnexpectedResponse: It is something else, for example a page of a proxy.
     """
     try:
-        return msgspec.json.decode(response.body, type=kind)
-    except msgspec.DecodeError as error:
+        # Not msgspec's parser: it refuses numbers beyond the range of floats, and lone surrogates.
+        return msgspec.convert(json.loads(response.body.decode(errors="replace")), kind)
+    except (ValueError, RecursionError) as error:
         start = response.body[:200].decode(errors="replace")
         raise UnexpectedResponse(f"not a response of stream_server ({error}): {start}") from error

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 
 from stream_server.client.credential import Credential, RenewalNeeded
 from stream_server.client.cursors import ResumeState
-from stream_server.client.errors import error_detail, parse_refusal
+from stream_server.client.errors import UnexpectedResponse, error_detail, parse_refusal
 from stream_server.client.retries import (
     DEFAULT_PATIENCE_SECONDS,
     Retries,
@@ -158,5 +158,7 @@ async def _receive_messages(websocket: ClientConnection) -> AsyncIterator[Messag
         except msgspec.ValidationError:
             # A newer server may send types of frames that this version does not have.
             continue
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise UnexpectedResponse(f"a frame cannot be decoded ({error}): {text[:200]}") from error
         if not isinstance(frame, Ping | AuthExpiring):
             yield Message(frame, text)

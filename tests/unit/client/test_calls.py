@@ -218,6 +218,15 @@ def test_a_page_of_a_proxy_is_no_outcome() -> None:
         decode_outcome(Response(200, {}, b"<html>"))
 
 
+def test_values_that_msgspec_refuses_are_decoded() -> None:
+    body = b'{"dag_id":"d","dag_run_id":"r","outcome":"result","results":{"a":[1e400,"\\ud800","\xff"]}}'
+    outcome = decode_outcome(Response(200, {}, body))
+    assert outcome.value == [float("inf"), "\ud800", "\ufffd"]
+    assert "ud800" in outcome._repr_html_()
+    with pytest.raises(UnexpectedResponse, match="recursion"):
+        decode_outcome(Response(200, {}, b"[" * 100_000))
+
+
 @pytest.mark.parametrize(
     ("members", "kind", "text"),
     [

@@ -81,8 +81,36 @@ def test_a_frame_of_an_unknown_type_is_kept() -> None:
             pass
         case other:
             pytest.fail(repr(other))
-    for line in (b"<html>", b"[]", b"{", b'{"type":7}', b'"x"'):
+    for line in (b"<html>", b"[]", b"{", b'{"type":7}', b'"x"', b"\xff", b"[" * 3_000, b"1e400", b'{"type":"chu'):
         assert decode_frame(line) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "value"),
+    [
+        (b"1e400", float("inf")),
+        (b"[-1e400, 10.5]", [float("-inf"), 10.5]),
+        (b'"a\xff"', "a\ufffd"),
+        (rb'"\ud800"', "\ud800"),
+    ],
+)
+def test_values_that_msgspec_refuses_are_decoded(sent: bytes, value: Any) -> None:
+    state = new_state()
+    state.next_request()
+    line = lines(chunk(0, value="VALUE", cursor="c:1")).replace(b'"VALUE"', sent)
+    (frame,) = state.receive(line)
+    assert isinstance(frame, Chunk)
+    assert (frame.value, frame.at.year, state.cursor) == (value, 2026, "c:1")
+
+
+@pytest.mark.parametrize("sent", [b"[" * 3_000 + b"]" * 3_000, b"1" * 5_000, b"nul"])
+def test_a_frame_that_cannot_be_decoded_ends_the_stream_with_an_error(sent: bytes) -> None:
+    state = new_state()
+    state.next_request()
+    body = msgspec.json.encode(chunk(0, value="VALUE", cursor="c:1")).replace(b'"VALUE"', sent) + b"\n"
+    with pytest.raises(UnexpectedResponse, match="a frame cannot be decoded"):
+        list(state.receive(body))
+    assert state.cursor is None
 
 
 @given(st.lists(st.integers(0, 400)))

@@ -17,7 +17,15 @@ from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, TokenExpired, follow
+from stream_server.client import (
+    ConnectionLost,
+    Message,
+    Refused,
+    StreamClosed,
+    TokenExpired,
+    UnexpectedResponse,
+    follow,
+)
 from stream_server.client.retries import is_temporary, parse_retry_after, retry_delay_of_close
 from stream_server.client.websocket_stream import stream_url
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
@@ -115,6 +123,13 @@ async def test_the_client_stops_after_the_end_frame() -> None:
 async def test_pings_are_not_yielded() -> None:
     async with scripted_server(send_frames(Ping(), SNAPSHOT, Ping(), END)) as seen:
         assert await follow_types(seen) == ["snapshot", "end"]
+
+
+async def test_a_frame_that_cannot_be_decoded_is_an_error() -> None:
+    deep = f'{{"type":"chunk","value":{"[" * 100_000}'
+    async with scripted_server(lambda connection: connection.send(deep)) as seen:
+        with pytest.raises(UnexpectedResponse, match="a frame cannot be decoded"):
+            await follow_messages(seen)
 
 
 async def test_ignores_unknown_frame_types() -> None:
