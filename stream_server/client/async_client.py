@@ -16,7 +16,7 @@ from stream_server.client.async_run import AsyncRun
 from stream_server.client.async_stream import AsyncFrameStream, AsyncRunStream
 from stream_server.client.calls import CallState
 from stream_server.client.credential import Credential
-from stream_server.client.errors import ConnectionLost
+from stream_server.client.errors import ConnectionLost, Refused
 from stream_server.client.frames import Input
 from stream_server.client.http_transport import AsyncTransport
 from stream_server.client.outcomes import Outcome
@@ -242,7 +242,12 @@ class AsyncClient:
         state = WaitState(key, WatchOptions(results, until, confirm), timeout, time.monotonic())
         while True:
             poll = state.next_poll(time.monotonic())
-            response = await self._send(poll.request, poll.read_timeout, min(poll.patience, self._patience))
+            try:
+                response = await self._send(poll.request, poll.read_timeout, min(poll.patience, self._patience))
+            except (Refused, ConnectionLost) as error:
+                if (timeout_error := state.timeout_after(error, poll, self._patience)) is not None:
+                    raise timeout_error from error
+                raise
             outcome = decode_outcome(response)
             pause = state.record(outcome, response, time.monotonic())
             if pause is None:

@@ -39,9 +39,9 @@ class CallState:
         self._error = refusal = parse_refusal(response.status, response.body)
         if (other := replace_key_by_run_id(self.request, refusal)) is not None:
             self.request = replace(other, headers={"Accept": JSON, **other.headers})
-            self._retries.set_delay(0.0)
+            self._retries.permit_another()
         elif self.credential.is_renewable_after(response.status, refusal.detail):
-            self._retries.set_delay(0.0)
+            self._retries.permit_another()
         elif not self.request.may_repeat_after(response.status):
             raise refusal
         else:

@@ -140,11 +140,18 @@ class WaitTimeout(ClientError, TimeoutError):
         run_id: The run.
         state: State of the run.
         seconds: How long the caller waited.
+        cause: Why the last request had no answer, if it had none.
     """
 
-    def __init__(self, dag_id: str, run_id: str, state: str | None, seconds: float) -> None:
+    def __init__(
+        self, dag_id: str, run_id: str, state: str | None, seconds: float, cause: ClientError | None = None
+    ) -> None:
         self.dag_id, self.run_id, self.state = dag_id, run_id, state
-        super().__init__(f"run {run_id!r} of DAG {dag_id!r} has no outcome after {seconds:g} s; its state is {state}")
+        run = f"run {run_id!r} of DAG {dag_id!r}"
+        if cause is None:
+            super().__init__(f"{run} has no outcome after {seconds:g} s; its state is {state}")
+        else:
+            super().__init__(f"the outcome of {run} is not known within {seconds:g} s: {cause}")
 
 
 class NoResult(ClientError):

@@ -50,6 +50,8 @@ class Retries:
         self._backoff = Backoff(*BACKOFF_SECONDS, jitter=FULL_JITTER)
         self._connected_at = now
         self._delay: float | None = None
+        self._is_due = False
+        """Whether the next attempt is made at once, whatever the patience."""
 
     def record_connection(self, now: float) -> None:
         """Restart the patience at the end of a connection."""
@@ -66,6 +68,13 @@ class Retries:
         """Wait that long before the next attempt, in place of the backoff; `None` for the backoff."""
         self._delay = seconds
 
+    def permit_another(self) -> None:
+        """Make the next attempt at once, also without patience: its request is another one than that which failed.
+
+        The caller permits each kind of change once.
+        """
+        self._is_due = True
+
     def next_wait(self, error: Exception | None, now: float) -> float:
         """Return how many seconds to wait before the next attempt.
 
@@ -74,18 +83,26 @@ class Retries:
             now: The time.
 
         Raises:
-            Refused: The patience is exhausted, and the server refused the last attempt.
-            ConnectionLost: The patience is exhausted.
+            Refused: The patience is exhausted, or ends before the server permits another attempt, and the server
+                refused the last one.
+            ConnectionLost: The patience is exhausted, or ends before the server permits another attempt.
         """
-        if now - self._connected_at >= self._patience:
-            if isinstance(error, Refused):
-                raise error
-            kind = RequestTimeout if isinstance(error, TimeoutError) else ConnectionLost
-            raise kind(f"no connection to {self._origin} for {self._patience:g} s ({error})") from error
+        if self._is_due:
+            self._is_due = False
+            return 0.0
         # Also with a delay of the server, so that the waits grow with each attempt.
         wait, delay = self._backoff.next_wait(), self._delay
         self._delay = None
-        return wait if delay is None else delay
+        remaining = self._patience - (now - self._connected_at)
+        if remaining > 0 and (delay is None or delay <= remaining):
+            return min(wait, remaining) if delay is None else delay
+        if isinstance(error, Refused):
+            raise error
+        kind = RequestTimeout if isinstance(error, TimeoutError) else ConnectionLost
+        problem = f"no connection to {self._origin} for {self._patience:g} s"
+        if remaining > 0:
+            problem = f"{self._origin} permits no connection for {delay:g} s, longer than the patience"
+        raise kind(f"{problem} ({error})") from error
 
 
 def retry_delay_of_close(close: Close) -> float | None:

@@ -147,10 +147,12 @@ class StreamState:
             self._error = refusal = parse_refusal(response.status, response.body)
             if (other := replace_key_by_run_id(self._opening, refusal)) is not None:
                 self._opening = other
-                self.retries.set_delay(0.0)
-            elif not self.credential.is_renewable_after(response.status, refusal.detail):
-                if not self._current.may_repeat_after(response.status):
-                    raise refusal
+                self.retries.permit_another()
+            elif self.credential.is_renewable_after(response.status, refusal.detail):
+                self.retries.permit_another()
+            elif not self._current.may_repeat_after(response.status):
+                raise refusal
+            else:
                 self.retries.set_delay(parse_retry_after(response.headers.get("retry-after")))
         elif not (media_type := response.headers.get("content-type", "")).startswith(NDJSON):
             raise UnexpectedResponse(

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from stream_server.client import requests
 from stream_server.client.calls import CallState
 from stream_server.client.credential import Credential
-from stream_server.client.errors import ConnectionLost
+from stream_server.client.errors import ConnectionLost, Refused
 from stream_server.client.frames import Input
 from stream_server.client.http_transport import SyncTransport
 from stream_server.client.outcomes import Outcome
@@ -240,7 +240,12 @@ class Client:
         state = WaitState(key, WatchOptions(results, until, confirm), timeout, time.monotonic())
         while True:
             poll = state.next_poll(time.monotonic())
-            response = self._send(poll.request, poll.read_timeout, min(poll.patience, self._patience))
+            try:
+                response = self._send(poll.request, poll.read_timeout, min(poll.patience, self._patience))
+            except (Refused, ConnectionLost) as error:
+                if (timeout_error := state.timeout_after(error, poll, self._patience)) is not None:
+                    raise timeout_error from error
+                raise
             outcome = decode_outcome(response)
             pause = state.record(outcome, response, time.monotonic())
             if pause is None:

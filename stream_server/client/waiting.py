@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from stream_server.client.errors import WaitTimeout
+from stream_server.client.errors import ConnectionLost, Refused, WaitTimeout
 from stream_server.client.outcomes import Outcome
 from stream_server.client.requests import Request, Response, RunKey, WatchOptions, result_request
-from stream_server.client.retries import parse_retry_after
+from stream_server.client.retries import is_temporary, parse_retry_after
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
 """How long a request may take that does not wait for a run."""
@@ -43,6 +43,7 @@ class WaitState:
         self._timeout = math.inf if timeout is None else timeout
         self._began_at = self._sent_at = now
         self._poll_seconds = 0.0
+        self._run_state: str | None = None
 
     def next_poll(self, now: float) -> Poll:
         """Return the next request."""
@@ -59,8 +60,24 @@ class WaitState:
         """
         if outcome.outcome != "pending":
             return None
-        if now - self._began_at >= self._timeout:
+        self._run_state = outcome.state
+        remaining = self._timeout - (now - self._began_at)
+        if remaining <= 0:
             raise WaitTimeout(*self._key, outcome.state, self._timeout)
         # A server that does not wait must not be asked at once again; one that has waited must, to lose no time.
         has_waited = now - self._sent_at >= self._poll_seconds / 2
-        return 0.0 if has_waited else parse_retry_after(response.headers.get("retry-after")) or 1.0
+        pause = 0.0 if has_waited else parse_retry_after(response.headers.get("retry-after")) or 1.0
+        return min(pause, remaining)
+
+    def timeout_after(self, error: Refused | ConnectionLost, poll: Poll, patience: float) -> WaitTimeout | None:
+        """Return the exception for a request without an answer, if it is the timeout that ended the attempts.
+
+        Args:
+            error: Why there is no answer.
+            poll: The request.
+            patience: Seconds without a connection after which a call without a timeout fails.
+        """
+        is_permanent = isinstance(error, Refused) and not is_temporary(error.status)
+        if is_permanent or poll.patience >= patience:
+            return None
+        return WaitTimeout(*self._key, self._run_state, self._timeout, error)

@@ -129,6 +129,7 @@ def _record_response(invalid: InvalidStatus, credential: Credential, retries: Re
     """
     response = invalid.response
     if credential.is_renewable_after(response.status_code, error_detail(response.body)):
+        retries.permit_another()
         return
     if not is_temporary(response.status_code):
         raise parse_refusal(response.status_code, response.body) from invalid

@@ -24,6 +24,7 @@ from stream_server.client import (
     RunFailed,
     ServerError,
     SeveralResults,
+    StreamClosed,
     Throttled,
     UnexpectedResponse,
     WaitTimeout,
@@ -211,6 +212,55 @@ def test_waits_poll_until_their_timeout() -> None:
     with pytest.raises(WaitTimeout, match=r"has no outcome after 30 s; its state is running"):
         state.record(pending(), Response(202, RETRY, b""), 30.0)
     assert state.record(Outcome(dag_id="d", run_id="r", outcome="none"), Response(200, {}, b""), 31.0) is None
+
+
+def test_a_pause_of_the_server_does_not_exceed_the_timeout_of_a_wait() -> None:
+    state = WaitState(KEY, WatchOptions(), 5.0, 0.0)
+    state.next_poll(0.0)
+    assert state.record(pending(), Response(202, {"retry-after": "600"}, b""), 1.0) == 4.0
+
+
+def test_a_wait_without_an_answer_ends_with_its_timeout_or_with_the_patience() -> None:
+    state = WaitState(KEY, WatchOptions(), 30.0, 0.0)
+    poll = state.next_poll(20.0)
+    lost, unavailable = ConnectionLost("ConnectError: refused"), parse_refusal(503, b'{"detail": "draining"}')
+    for error in (lost, unavailable):
+        assert state.timeout_after(error, poll, 10.0) is None
+        assert "known within 30 s: " + str(error) in str(state.timeout_after(error, poll, 60.0))
+    assert state.timeout_after(parse_refusal(404, b"no run"), poll, 60.0) is None
+
+
+def test_a_delay_of_the_server_beyond_the_patience_ends_the_attempts_at_once() -> None:
+    call = new_call(cancel_request(KEY))
+    assert not call.accept(Response(503, {"retry-after": "5"}, b"draining"))
+    assert call.next_wait(0.0) == 5.0
+    assert not call.accept(Response(503, {"retry-after": "600"}, b"draining"))
+    with pytest.raises(ServerError, match="draining"):
+        call.next_wait(0.5)
+    retries = Retries("http://h", 5.0, 0.0)
+    retries.set_delay(600.0)
+    with pytest.raises(ConnectionLost, match="permits no connection for 600 s, longer than the patience"):
+        retries.next_wait(StreamClosed(4001, "draining"), 0.5)
+
+
+def test_a_backoff_ends_with_the_patience() -> None:
+    assert all(Retries("http://h", 5.0, 0.0).next_wait(None, 4.999) <= 0.0011 for _ in range(20))
+
+
+def test_a_call_without_patience_renews_its_token_and_replaces_its_key() -> None:
+    problem = b'{"type": "urn:stream-server:problem:read-replica", "detail": "read replica"}'
+    call = CallState(trigger(), Credential("t0ken", can_renew=True), Retries("http://h", 0.0, 0.0))
+    for refusal in (Response(401, {}, b""), Response(501, {}, problem)):
+        assert not call.accept(refusal)
+        assert call.next_wait(9.0) == 0.0
+        if call.credential.needs_renewal:
+            call.credential.replace("another")
+    for refusal in (Response(401, {}, b""), Response(501, {}, problem)):
+        with pytest.raises(Refused):
+            call.accept(refusal)
+    call.record_loss(ConnectionLost("broken"))
+    with pytest.raises(ConnectionLost):
+        call.next_wait(9.0)
 
 
 def test_a_page_of_a_proxy_is_no_outcome() -> None:

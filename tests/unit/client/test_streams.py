@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.client import AsyncClient, Client, NoResult, Outcome
+from stream_server.client import AsyncClient, Client, NoResult, Outcome, WaitTimeout
 
 RUN = {"dag_id": "d", "run_id": "r"}
 INFO = {"state": "running", "queued_at": None, "start_date": None, "end_date": None, "clear_number": 0}
@@ -88,3 +88,26 @@ async def test_a_resumed_stream_without_an_outcome_asks_nothing(kind: str) -> No
     received = await wait_for_resumed_stream(kind, Script(stream_of(end("none"))))
     with pytest.raises(NoResult, match="ended without one"):
         received.value  # noqa: B018 # it raises
+
+
+async def wait_at_once(kind: str, script: Script) -> Outcome:
+    """Return the outcome of a wait without time, of a client whose token function returns a new token each time."""
+    tokens = iter(["old", "new", "newer"])
+    if kind == "sync":
+        with sync_client(script, token=lambda: next(tokens)) as client:
+            return client.wait("d", "r", timeout=0)
+    async with async_client(script, token=lambda: next(tokens)) as asynchronous:
+        return await asynchronous.wait("d", "r", timeout=0)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_wait_without_time_renews_its_token(kind: str) -> None:
+    script = Script(httpx.Response(401), outcome_response(outcome="result", results={"a": 7}))
+    assert (await wait_at_once(kind, script)).value == 7
+    assert [request.headers["authorization"] for request in script.requests] == ["Bearer old", "Bearer new"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_wait_without_time_ends_with_its_timeout(kind: str) -> None:
+    with pytest.raises(WaitTimeout, match="draining"):
+        await wait_at_once(kind, Script(httpx.Response(503, headers={"retry-after": "600"}, text="draining")))
