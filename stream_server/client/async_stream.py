@@ -55,12 +55,18 @@ class AsyncFrameStream(AsyncIterator[StreamFrame]):
         return self
 
     async def __anext__(self) -> StreamFrame:
-        return await anext(self._frames)
+        try:
+            return await anext(self._frames)
+        except asyncio.CancelledError:
+            # It has ended the generator: without another one, the stream would seem to be complete.
+            self._state.record_interruption(time.monotonic())
+            self._frames = self._receive_frames()
+            raise
 
     async def _receive_frames(self) -> AsyncGenerator[StreamFrame]:
         state = self._state
         state.start(time.monotonic())
-        while True:
+        while not state.is_over:
             try:
                 await self._authenticate()
                 async with self._transport.stream(state.next_request(), state.credential.token) as (response, parts):
@@ -72,9 +78,8 @@ class AsyncFrameStream(AsyncIterator[StreamFrame]):
                         state.record_end_of_body(time.monotonic())
             except ConnectionLost as lost:
                 state.record_loss(lost, time.monotonic())
-            if state.is_over:
-                return
-            await asyncio.sleep(state.next_wait(time.monotonic()))
+            if not state.is_over:
+                await asyncio.sleep(state.next_wait(time.monotonic()))
 
     async def _authenticate(self) -> None:
         credential = self._state.credential

@@ -104,6 +104,10 @@ class StreamState:
         self._has_received = False
         """Whether a frame has arrived on this connection. Without one, the patience does not start again."""
 
+        self._has_started = False
+        self._was_interrupted = False
+        """Whether a request that must not be repeated was interrupted."""
+
         self._has_yielded = False
         self._expects_snapshot = False
         """Whether a `reset` has announced the next snapshot."""
@@ -121,11 +125,19 @@ class StreamState:
         return self._opening
 
     def start(self, now: float) -> None:
-        """Start the patience."""
-        self.retries.record_connection(now)
+        """Start the patience, if it has not been started before an interruption."""
+        if not self._has_started:
+            self._has_started = True
+            self.retries.record_connection(now)
 
     def next_request(self) -> Request:
-        """Return the request that opens or resumes the stream."""
+        """Return the request that opens or resumes the stream.
+
+        Raises:
+            ConnectionLost: The request was interrupted, and must not be repeated.
+        """
+        if self._was_interrupted and not self._current.is_repeatable:
+            raise ConnectionLost("the caller has interrupted the request that triggers the run; it may have arrived")
         self._buffer.clear()
         self._error, self.is_connection_over, self._has_received = None, False, False
         request = self._current
@@ -212,6 +224,11 @@ class StreamState:
         if error.may_have_arrived and not self._current.is_repeatable:
             raise error
         self._error = error
+
+    def record_interruption(self, now: float) -> None:
+        """Record that the caller has cancelled the read of a frame, which closes the connection."""
+        self._record_end(now)
+        self._was_interrupted = True
 
     def record_end_of_body(self, now: float) -> None:
         """Record that a connection has ended.

@@ -54,12 +54,18 @@ class FrameStream(Iterator[StreamFrame]):
         return self
 
     def __next__(self) -> StreamFrame:
-        return next(self._frames)
+        try:
+            return next(self._frames)
+        except KeyboardInterrupt:
+            # It has ended the generator: without another one, the stream would seem to be complete.
+            self._state.record_interruption(time.monotonic())
+            self._frames = self._receive_frames()
+            raise
 
     def _receive_frames(self) -> Generator[StreamFrame]:
         state = self._state
         state.start(time.monotonic())
-        while True:
+        while not state.is_over:
             try:
                 self._authenticate()
                 with self._transport.stream(state.next_request(), state.credential.token) as (response, parts):
@@ -70,9 +76,8 @@ class FrameStream(Iterator[StreamFrame]):
                         state.record_end_of_body(time.monotonic())
             except ConnectionLost as lost:
                 state.record_loss(lost, time.monotonic())
-            if state.is_over:
-                return
-            time.sleep(state.next_wait(time.monotonic()))
+            if not state.is_over:
+                time.sleep(state.next_wait(time.monotonic()))
 
     def _authenticate(self) -> None:
         credential = self._state.credential

@@ -250,6 +250,28 @@ def test_a_trigger_without_a_frame_of_its_run_is_not_repeated(frames: tuple[dict
         state.record_loss(ConnectionLost("ReadError: "), 1.0)
 
 
+def test_a_trigger_that_was_interrupted_is_not_repeated() -> None:
+    state = open_unrepeatable()
+    state.record_interruption(1.0)
+    with pytest.raises(ConnectionLost, match="may have arrived"):
+        state.next_request()
+    other = new_state(TRIGGER)
+    first = other.next_request()
+    other.record_interruption(1.0)
+    assert other.next_request() == first
+
+
+def test_an_interruption_does_not_start_the_patience_again() -> None:
+    state = new_state()
+    for now in (0.0, 3.0):
+        state.start(now)
+        state.next_request()
+        state.record_interruption(now)
+    state.record_loss(ConnectionLost("refused"), 5.0)
+    with pytest.raises(ConnectionLost, match="for 5 s"):
+        state.next_wait(5.0)
+
+
 def trigger_with_key(key: str | None, run_id: str | None = None) -> Request:
     return trigger_request(
         "d",

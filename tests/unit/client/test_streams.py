@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from stream_server.client import AsyncClient, Client, NoResult, Outcome, WaitTimeout
+from stream_server.client.frames import End
 
 RUN = {"dag_id": "d", "run_id": "r"}
 INFO = {"state": "running", "queued_at": None, "start_date": None, "end_date": None, "clear_number": 0}
@@ -28,6 +30,21 @@ class Script:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         return self.responses.pop(0)
+
+
+class Parts(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """A body whose frames arrive; then nothing does, until the caller cancels the read or presses Ctrl-C."""
+
+    def __init__(self, *frames: dict[str, Any]) -> None:
+        self.body = encode(*frames)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.body
+        await asyncio.Event().wait()
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.body
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -48,8 +65,16 @@ async def async_client(script: Script, **options: Any) -> AsyncIterator[AsyncCli
         yield client
 
 
+def encode(*frames: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(frame).encode() + b"\n" for frame in frames)
+
+
 def stream_of(*frames: dict[str, Any]) -> httpx.Response:
-    return httpx.Response(200, headers=OPENED, content=b"".join(json.dumps(frame).encode() + b"\n" for frame in frames))
+    return httpx.Response(200, headers=OPENED, content=encode(*frames))
+
+
+def interrupted_stream_of(*frames: dict[str, Any]) -> httpx.Response:
+    return httpx.Response(200, headers=OPENED, stream=Parts(*frames))
 
 
 def outcome_response(**members: Any) -> httpx.Response:
@@ -111,3 +136,25 @@ async def test_a_wait_without_time_renews_its_token(kind: str) -> None:
 async def test_a_wait_without_time_ends_with_its_timeout(kind: str) -> None:
     with pytest.raises(WaitTimeout, match="draining"):
         await wait_at_once(kind, Script(httpx.Response(503, headers={"retry-after": "600"}, text="draining")))
+
+
+async def test_a_stream_continues_after_a_read_that_was_cancelled() -> None:
+    script = Script(interrupted_stream_of({**SNAPSHOT, "cursor": "c:1"}), stream_of(end("none")))
+    async with async_client(script) as client:
+        stream = client.stream("d", "r")
+        await anext(stream)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        assert [type(frame) async for frame in stream] == [End]
+    assert script.requests[1].url.params["cursor"] == "c:1"
+
+
+def test_a_stream_continues_after_an_interrupt_from_the_keyboard() -> None:
+    script = Script(interrupted_stream_of({**SNAPSHOT, "cursor": "c:1"}), stream_of(end("none")))
+    with sync_client(script) as client:
+        stream = client.stream("d", "r")
+        next(stream)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert [type(frame) for frame in stream] == [End]
+    assert script.requests[1].url.params["cursor"] == "c:1"
