@@ -144,9 +144,9 @@ class AsyncRunStream(AsyncFrameStream):
     async def texts(self) -> AsyncIterator[str]:
         """Yield the whole text that the run has emitted, each time that it has changed: also if it was retracted."""
         text = ""
-        async for _ in self:
-            if self.view.text != text:
-                text = self.view.text
+        async for frame in self:
+            before, text = text, self._shown.text_after(frame, text)
+            if text != before:
                 yield text
 
     async def wait(self) -> Outcome:

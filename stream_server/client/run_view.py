@@ -30,6 +30,10 @@ ANSWERABLE_STATES = frozenset({"running", "deferred", "awaiting_input"})
 FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
 
+NO_STATUS = "no_status"
+"""Name in `counts` of the state of an instance that has none."""
+
+
 class InstanceKey(NamedTuple):
     """A task instance; `iteration` is that of the loop around the task."""
 
@@ -49,8 +53,22 @@ class InstanceView:
 
 @dataclass
 class _Output:
+    """Text of one try. It is joined when it is read: a stream may have very many chunks."""
+
     try_number: int
-    values: list[Any] = field(default_factory=list)
+    _text: str = ""
+    _added: list[str] = field(default_factory=list)
+
+    def append(self, value: Any) -> None:
+        if isinstance(value, str):
+            self._added.append(value)
+
+    @property
+    def text(self) -> str:
+        if self._added:
+            self._text += "".join(self._added)
+            self._added.clear()
+        return self._text
 
 
 class RunView:
@@ -62,7 +80,10 @@ class RunView:
         self.state: str | None = None
         self.tasks: dict[InstanceKey, InstanceView] = {}
         self.counts: dict[str, dict[str, int]] = {}
-        """Number of instances by task and state, of tasks with too many instances to list."""
+        """Number of instances by task and state, of tasks with too many instances to list: of those not in `tasks`."""
+
+        self._counted: dict[str, int] = {}
+        """Number of instances by task that a snapshot has counted. Airflow numbers them from 0 without gaps."""
 
         self.result_tasks: list[str] = []
         self.questions: dict[InstanceKey, Input] = {}
@@ -83,9 +104,9 @@ class RunView:
     @property
     def text(self) -> str:
         """The text that the result tasks have emitted; of all tasks, if no result task has emitted text."""
-        texts = {key: _join_text(output) for key, output in self._outputs.items()}
-        answers = [text for key, text in texts.items() if key.task_id in self.result_tasks and text]
-        return "".join(answers or texts.values())
+        outputs = self._outputs.items()
+        answers = [output.text for key, output in outputs if key.task_id in self.result_tasks and output.text]
+        return "".join(answers or (output.text for _, output in outputs))
 
     @property
     def fraction(self) -> float:
@@ -136,13 +157,14 @@ class RunView:
                 pass
 
     def _forget(self) -> None:
-        self.tasks, self.counts, self.questions, self._outputs = {}, {}, {}, {}
+        self.tasks, self.counts, self._counted, self.questions, self._outputs = {}, {}, {}, {}, {}
         self.waiting = self.last_outcome = self.end = None
 
     def _record_snapshot(self, frame: Snapshot) -> None:
         self.dag_id, self.run_id, self.state = frame.dag_id, frame.run_id, frame.run.state
         self.result_tasks = [*frame.result_tasks]
         self.counts = {task_id: {**states} for task_id, states in frame.counts.items()}
+        self._counted = {task_id: sum(states.values()) for task_id, states in frame.counts.items()}
         for task in frame.tasks:
             self.tasks[_key_of(task)] = InstanceView(task.state, task.try_number)
 
@@ -152,26 +174,30 @@ class RunView:
         if frame.map_index >= 0:
             self.tasks.pop(key._replace(map_index=-1), None)
         before = self.tasks.get(key)
+        if before is None and 0 <= frame.map_index < self._counted.get(frame.task_id, 0):
+            self._uncount(frame.task_id, frame.previous_state or NO_STATUS)
         progress = before.progress if before is not None and before.try_number == frame.try_number else None
         self.tasks[key] = InstanceView(frame.state, frame.try_number, progress)
         question = self.questions.get(key)
         if question is not None and (question.try_number != frame.try_number or frame.state not in ANSWERABLE_STATES):
             del self.questions[key]
 
+    def _uncount(self, task_id: str, state: str) -> None:
+        """Record that an instance is listed from now on."""
+        states = self.counts[task_id]
+        if states.get(state, 0) > 0:
+            states[state] -= 1
+
     def _record_chunk(self, frame: Chunk) -> None:
         key = _key_of(frame)
         output = self._outputs.get(key)
         if output is None or output.try_number != frame.try_number:
             output = self._outputs[key] = _Output(frame.try_number)
-        output.values.append(frame.value)
+        output.append(frame.value)
 
 
 def _key_of(item: Any) -> InstanceKey:
     return InstanceKey(item.task_id, item.map_index, item.iteration)
-
-
-def _join_text(output: _Output) -> str:
-    return "".join(value for value in output.values if isinstance(value, str))
 
 
 def _fraction_of(instance: InstanceView) -> float:

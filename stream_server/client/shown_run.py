@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stream_server.client.display import Display, open_display
 from stream_server.client.errors import ClientError
-from stream_server.client.frames import StreamFrame
+from stream_server.client.frames import Chunk, Reset, Snapshot, StreamFrame
 from stream_server.client.outcomes import Outcome
 from stream_server.client.requests import RunKey
 from stream_server.client.run_view import RunView
@@ -29,6 +29,10 @@ class ShownRun:
         self.view.record(frame)
         if self._display is not None:
             self._display.update(self.view)
+
+    def text_after(self, frame: StreamFrame, before: str) -> str:
+        """Return the text after a frame. It is read only if the frame may have changed it."""
+        return self.view.text if isinstance(frame, (Chunk, Reset, Snapshot)) else before
 
     def close(self) -> None:
         """Show the last state."""

@@ -136,9 +136,9 @@ class RunStream(FrameStream):
     def texts(self) -> Iterator[str]:
         """Yield the whole text that the run has emitted, each time that it has changed: also if it was retracted."""
         text = ""
-        for _ in self:
-            if self.view.text != text:
-                text = self.view.text
+        for frame in self:
+            before, text = text, self._shown.text_after(frame, text)
+            if text != before:
                 yield text
 
     def wait(self) -> Outcome:

@@ -54,6 +54,28 @@ def test_mapped_instances_replace_the_task() -> None:
     assert view.fraction == pytest.approx(1 / 3)
 
 
+def test_instances_that_were_counted_are_listed_once() -> None:
+    counted = {**snapshot(), "counts": {"m": {"no_status": 2, "running": 1, "success": 1}}}
+    queued = task("m", "queued", 0)
+    view = view_of(counted, queued, {**task("m", "success", 1), "previous_state": "running"}, task("m", "running", 0))
+    assert view.counts == {"m": {"no_status": 1, "running": 0, "success": 1}}
+    assert states_of(view) == {"m:0": "running", "m:1": "success"}
+    assert view.fraction == pytest.approx(2 / 4)
+
+
+def test_an_instance_that_is_new_was_not_counted() -> None:
+    counted = {**snapshot(), "counts": {"m": {"no_status": 2}}}
+    view = view_of(counted, task("m", "queued", 2), task("m", "queued", 3), task("m", "success", 1))
+    assert view.counts == {"m": {"no_status": 1}}
+    assert view.fraction == pytest.approx(1 / 4)
+
+
+def test_a_transition_from_a_state_that_was_not_counted_changes_no_count() -> None:
+    counted = {**snapshot(), "counts": {"m": {"running": 2}}}
+    view = view_of(counted, {**task("m", "success", 0), "previous_state": "queued"})
+    assert view.counts == {"m": {"running": 2}}
+
+
 def test_the_text_is_that_of_the_result_tasks() -> None:
     frames = [output("chunk", "log", 0, "noise"), output("chunk", "answer", 0, "Be"), output("chunk", "answer", 1, {})]
     view = view_of(snapshot(results=("answer",)), *frames, output("chunk", "answer", 2, "cause"))

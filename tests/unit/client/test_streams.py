@@ -13,6 +13,7 @@ import pytest
 
 from stream_server.client import AsyncClient, Client, NoResult, Outcome, WaitTimeout
 from stream_server.client.frames import End
+from stream_server.client.run_view import RunView
 
 RUN = {"dag_id": "d", "run_id": "r"}
 INFO = {"state": "running", "queued_at": None, "start_date": None, "end_date": None, "clear_number": 0}
@@ -79,6 +80,11 @@ def interrupted_stream_of(*frames: dict[str, Any]) -> httpx.Response:
 
 def outcome_response(**members: Any) -> httpx.Response:
     return httpx.Response(200, json={"dag_id": "d", "dag_run_id": "r", "state": "success", **members})
+
+
+def chunk(index: int, value: Any) -> dict[str, Any]:
+    members = {"task_id": "t", "map_index": -1, "try_number": 1, "index": index, "value": value}
+    return {"type": "chunk", **RUN, "seq": 1, "at": "2026-11-22T14:21:11.61Z", **members}
 
 
 def end(outcome: str) -> dict[str, Any]:
@@ -158,3 +164,29 @@ def test_a_stream_continues_after_an_interrupt_from_the_keyboard() -> None:
             next(stream)
         assert [type(frame) for frame in stream] == [End]
     assert script.requests[1].url.params["cursor"] == "c:1"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_texts_are_read_once_for_each_frame_that_may_change_them(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    text_of = RunView.text
+
+    def count(view: RunView) -> str:
+        nonlocal reads
+        reads += 1
+        return str(text_of.fget(view))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(RunView, "text", property(count))
+    waiting = [{"type": "waiting", **RUN, "reason": "dag_paused"}] * 9
+    frames = (SNAPSHOT, chunk(0, "a"), *waiting, chunk(1, "b"), {"type": "reset", **RUN, "reason": "cleared"}, SNAPSHOT)
+    script = Script(stream_of(*frames, chunk(0, "c"), end("none")))
+    if kind == "sync":
+        with sync_client(script) as client:
+            texts = [*client.stream("d", "r").texts()]
+    else:
+        async with async_client(script) as asynchronous:
+            texts = [text async for text in asynchronous.stream("d", "r").texts()]
+    assert texts == ["a", "ab", "", "c"]
+    assert reads == 6, "two snapshots, three chunks and a reset"
