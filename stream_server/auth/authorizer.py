@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -23,6 +23,13 @@ COOKIE_PREFIX = "_token="
 
 class _JwtClaims(msgspec.Struct):
     exp: float | None = None
+
+
+class _JwtSubject(msgspec.Struct):
+    sub: str
+
+
+_Claims = TypeVar("_Claims", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +58,50 @@ class Caller:
 
         The signature is not verified, so this is for timing only: Airflow decides whether a token is valid.
         """
-        _, _, payload = self._find_token().partition(".")
-        payload, _, signature = payload.partition(".")
-        if not signature:
-            return None
-        try:
-            claims = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-            return msgspec.json.decode(claims, type=_JwtClaims).exp
-        except (binascii.Error, ValueError, RecursionError):
-            return None
+        claims = _decode_claims(self._find_token(), _JwtClaims)
+        return None if claims is None else claims.exp
+
+    @property
+    def account(self) -> str | None:
+        """The user that all tokens of the headers name (`sub`), the same after a renewal; `None` if they name none.
+
+        The signature is not verified: only for callers that Airflow has accepted. Airflow's version decides which of
+        several tokens it verifies, so that one of them could be made up.
+        """
+        authorization = self.headers.get("authorization")
+        cookies = (cookie.strip().partition("=") for cookie in self.headers.get("cookie", "").split(";"))
+        tokens = [value.strip() for name, _, value in cookies if name.strip() == COOKIE_PREFIX[:-1]]
+        if authorization is not None:
+            tokens.append(_read_bearer(authorization))
+        found = [_decode_claims(token, _JwtSubject) for token in tokens]
+        subjects = {None if claims is None else claims.sub for claims in found}
+        return subjects.pop() if len(subjects) == 1 else None
 
     def _find_token(self) -> str:
         """Return the token that Airflow uses, or an empty string. The header has precedence, also if it has none."""
         authorization = self.headers.get("authorization")
         if authorization is not None:
-            has_token = authorization[: len(BEARER_PREFIX)].lower() == BEARER_PREFIX
-            return authorization[len(BEARER_PREFIX) :] if has_token else ""
+            return _read_bearer(authorization)
         cookies = (cookie.strip() for cookie in self.headers.get("cookie", "").split(";"))
         return next((cookie[len(COOKIE_PREFIX) :] for cookie in cookies if cookie.startswith(COOKIE_PREFIX)), "")
+
+
+def _read_bearer(authorization: str) -> str:
+    """Return the token of a header; empty if it has none."""
+    has_token = authorization[: len(BEARER_PREFIX)].lower() == BEARER_PREFIX
+    return authorization[len(BEARER_PREFIX) :] if has_token else ""
+
+
+def _decode_claims(token: str, kind: type[_Claims]) -> _Claims | None:
+    """Return claims of a JWT, whose signature is not verified; `None` if it is no JWT, or lacks them."""
+    _, _, payload = token.partition(".")
+    payload, _, signature = payload.partition(".")
+    if not signature:
+        return None
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=kind)
+    except (binascii.Error, ValueError, RecursionError):
+        return None
 
 
 class Access(NamedTuple):

@@ -277,6 +277,34 @@ async def test_each_caller_needs_their_own_rights(
     assert (len(stub.triggers), stub.patches) == (1, [])
 
 
+async def test_users_with_the_same_thread_id_have_different_threads(
+    auth_server: RunningServer,
+    ada: CallerPermissions,
+    permissions: StubPermissions,
+    stub: AirflowStub,
+    airflow: AirflowSql,
+) -> None:
+    bob = CallerPermissions(unsigned_jwt(sub="bob"))
+    renewed = CallerPermissions(unsigned_jwt(sub="ada", exp=4_000_000_000))
+    permissions.callers += [bob, renewed]
+    async with (
+        client_for(auth_server, ada) as plain,
+        client_for(auth_server, bob) as other,
+        client_for(auth_server, renewed) as later,
+    ):
+        async with plain.stream("POST", AGENT, json=BODY) as first:
+            assert first.status_code == 200
+            key = await begin_answer(airflow, stub, "Be")
+        assert (await other.post(f"{AGENT}/t1/connect", json=BODY)).status_code == 204
+        assert (await other.post(f"{AGENT}/t1/stop")).status_code == 204
+        async with other.stream("POST", AGENT, json=BODY) as second:
+            assert second.status_code == 200
+            own = await begin_answer(airflow, stub)
+        assert own != key, "the same thread id, run id and question of another user"
+        assert (await later.post(f"{AGENT}/t1/stop")).json()["dag_run_id"] == key.run_id
+        assert (await other.post(f"{AGENT}/t1/stop")).json()["dag_run_id"] == own.run_id
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -265,6 +265,33 @@ async def test_each_caller_needs_their_own_rights(
     assert stub.patches == []
 
 
+async def test_users_with_the_same_chat_id_have_different_chats(
+    auth_server: RunningServer,
+    ada: CallerPermissions,
+    permissions: StubPermissions,
+    stub: AirflowStub,
+    airflow: AirflowSql,
+) -> None:
+    bob = CallerPermissions(unsigned_jwt(sub="bob"))
+    renewed = CallerPermissions(unsigned_jwt(sub="ada", exp=4_000_000_000))
+    permissions.callers += [bob, renewed]
+    async with (
+        client_for(auth_server, ada) as plain,
+        client_for(auth_server, bob) as other,
+        client_for(auth_server, renewed) as later,
+    ):
+        async with plain.stream("POST", CHAT, json=BODY) as first:
+            assert first.status_code == 200
+            key = await begin_answer(airflow, stub, "Be")
+        assert (await other.get(f"{CHAT}/c1/stream")).status_code == 204
+        assert (await other.post(f"{CHAT}/c1/stop")).status_code == 204
+        async with other.stream("POST", CHAT, json=BODY) as second:
+            assert second.status_code == 200
+            own = await begin_answer(airflow, stub)
+        assert (await later.post(f"{CHAT}/c1/stop")).json()["dag_run_id"] == key.run_id
+        assert (await other.post(f"{CHAT}/c1/stop")).json()["dag_run_id"] == own.run_id
+
+
 @pytest.mark.parametrize(
     "body",
     [{}, {"id": "", "messages": []}, {"id": "c1", "messages": []}, {**BODY, "messages": [{"role": "assistant"}]}, []],

@@ -18,7 +18,7 @@ from stream_server.http.agui.requests import RunInput, build_question, decode_ru
 from stream_server.http.agui.translator import AgUiTranslator
 from stream_server.http.caller import airflow_api_for, refuse_foreign_origin
 from stream_server.http.chat.caller import identify_chat_caller
-from stream_server.http.chat.current_runs import find_current_run, store_current_run
+from stream_server.http.chat.current_runs import find_current_run, identify_account, store_current_run
 from stream_server.http.chat.dags import find_chat_dag, refuse_paused_dag
 from stream_server.http.chat.reading import read_frames_so_far
 from stream_server.http.chat.run import AnsweringRun, IdempotencyKey, close_on_error, trigger_run, watch_run
@@ -105,7 +105,7 @@ async def _find_run(request: Request, caller: Caller, thread_id: str | None = No
     state: State = request.scope["state"]
     dag_id = request.path_params["dag_id"]
     await state["authorizer"].check_dag(caller, dag_id)
-    return await find_current_run(state, dag_id, PURPOSE, thread_id or request.path_params["thread_id"])
+    return await find_current_run(state, caller, dag_id, PURPOSE, thread_id or request.path_params["thread_id"])
 
 
 async def _ask(request: Request, caller: Caller, wanted: RunInput) -> Response:
@@ -114,14 +114,15 @@ async def _ask(request: Request, caller: Caller, wanted: RunInput) -> Response:
     with name_run_in_errors(request, triggered.key):
         run = await watch_run(request, caller, triggered.key, resume_from=triggered.resume_point)
         with close_on_error(run):
-            await store_current_run(state, run.key, PURPOSE, wanted.thread_id)
+            await store_current_run(state, caller, run.key, PURPOSE, wanted.thread_id)
             return _stream(request, run, wanted)
 
 
 async def _trigger(request: Request, caller: Caller, wanted: RunInput) -> TriggeredRun:
-    """Trigger a run, once for each thread and run id, where that can be stored."""
+    """Trigger a run, once for each thread and run id of a caller, where that can be stored."""
+    account = identify_account(request.scope["state"], caller)
     dag_id, conf = request.path_params["dag_id"], build_question(wanted.read_messages()).conf
-    key = compute_digest([RUN_PURPOSE, wanted.thread_id, wanted.run_id]).hex()
+    key = compute_digest([RUN_PURPOSE, account, wanted.thread_id, wanted.run_id]).hex()
     try:
         return await trigger_run(request, caller, dag_id, conf, IdempotencyKey(key))
     except CANNOT_STORE:

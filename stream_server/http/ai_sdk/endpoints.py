@@ -57,7 +57,7 @@ async def _answer(request: Request, caller: Caller, *, resets_steps: bool) -> Re
         request, caller, dag_id, question.conf, None if key is None else IdempotencyKey(key), cancel_after=None
     )
     with close_on_error(run), name_run_in_errors(request, run.key):
-        await store_current_run(state, run.key, PURPOSE, wanted.id)
+        await store_current_run(state, caller, run.key, PURPOSE, wanted.id)
         return _stream(request, run, resets_steps=resets_steps)
 
 
@@ -103,7 +103,7 @@ async def _find_run(request: Request, caller: Caller) -> RunKey | None:
     state: State = request.scope["state"]
     dag_id = request.path_params["dag_id"]
     await state["authorizer"].check_dag(caller, dag_id)
-    return await find_current_run(state, dag_id, PURPOSE, request.path_params["chat_id"])
+    return await find_current_run(state, caller, dag_id, PURPOSE, request.path_params["chat_id"])
 
 
 def _parse_reset(request: Request) -> bool:

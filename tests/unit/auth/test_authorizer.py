@@ -52,6 +52,31 @@ def test_tokens_without_an_expiry_are_no_error(authorization: str) -> None:
     assert Caller({"authorization": authorization}).expires_at is None
 
 
+def test_a_renewed_token_names_the_same_account() -> None:
+    headers = [{"authorization": f"Bearer {jwt(sub='ada', exp=exp)}"} for exp in (1, 2)]
+    headers.append({"cookie": f"a=b; _token={jwt(sub='ada')}; c=d"})
+    headers.append({"authorization": f"bearer {jwt(sub='ada')}", "cookie": f"_token={jwt(sub='ada', exp=3)}"})
+    assert {Caller(one).account for one in headers} == {"ada"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"cookie": "theme=dark"},
+        {"authorization": "Bearer opaque"},
+        {"authorization": f"Bearer {jwt(exp=1)}"},
+        {"authorization": f"Bearer {jwt(sub=1)}"},
+        {"authorization": f"Bearer {jwt(sub='ada')}", "cookie": f"_token={jwt(sub='bob')}"},
+        {"authorization": "Basic YTpi", "cookie": f"_token={jwt(sub='ada')}"},
+        {"cookie": f"_token={jwt(sub='ada')}; _token={jwt(sub='bob')}"},
+        {"cookie": f"_token={jwt(sub='ada')}; _token ={jwt(sub='bob')}"},
+    ],
+)
+def test_an_account_that_airflow_might_not_have_verified_is_unknown(headers: dict[str, str]) -> None:
+    assert Caller(headers).account is None
+
+
 def test_the_repr_of_a_caller_has_no_credential() -> None:
     assert "secret" not in repr(Caller.from_token("secret"))
 
