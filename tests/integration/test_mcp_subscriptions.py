@@ -12,10 +12,11 @@ import httpx
 import pytest
 from httpx_sse import aconnect_sse
 from mcp.client.subscriptions import ResourceUpdated
+from starlette.responses import JSONResponse, Response
 
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub
+from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.chat_runs import ask_human, begin_answer
 from support.mcp_clients import client_of
 from support.server import RunningServer
@@ -98,6 +99,60 @@ async def test_a_client_is_notified_of_its_tasks(
         end = await asyncio.wait_for(anext(messages), DEADLINE)
         assert end["result"] == {"resultType": "complete", "_meta": {f"{META}subscriptionId": "s"}}
         assert [message async for message in messages] == []
+
+
+async def test_a_cancelled_task_is_cancelled_for_its_subscribers(
+    caller: httpx.AsyncClient, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    before = stub.instead
+    assert before is not None
+    task_id = await begin_task(caller)
+    key = await begin_answer(airflow, stub)
+    async with listening(caller, taskIds=[task_id]) as messages:
+
+        async def fail(received: ReceivedRequest) -> Response | None:
+            """Respond to the cancellation when the subscriber has been notified of the end of the run."""
+            if received.method == "PATCH":
+                await airflow.set_run(key, "failed")
+                notified.append((await next_params(messages))["status"])
+                return JSONResponse({"state": "failed"})
+            return await before(received)
+
+        notified: list[str] = []
+        await next_params(messages)
+        assert (await next_params(messages))["status"] == "working"
+        stub.instead = fail
+        await caller.post("/mcp", **build_message("tasks/cancel", taskId=task_id, name=task_id))
+        assert notified == ["cancelled"]
+        stub.instead = before
+    await airflow.clear(key, ["answer"])
+    await airflow.set_run(key, "failed")
+    async with listening(caller, taskIds=[task_id]) as messages:
+        await next_params(messages)
+        while (status := (await next_params(messages))["status"]) == "working":
+            pass
+    assert status == "completed", "it has failed by itself after a clear"
+
+
+async def test_a_task_whose_cancellation_airflow_refuses_is_not_cancelled(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    before = stub.instead
+    assert before is not None
+
+    async def refuse(received: ReceivedRequest) -> Response | None:
+        return refusal(403, "Forbidden") if received.method == "PATCH" else await before(received)
+
+    task_id = await begin_task(caller)
+    key = await begin_answer(airflow, stub)
+    stub.instead = refuse
+    response = await caller.post("/mcp", **build_message("tasks/cancel", taskId=task_id, name=task_id))
+    assert "error" in response.json()
+    async with listening(caller, taskIds=[task_id]) as messages:
+        await next_params(messages)
+        assert (await next_params(messages))["status"] == "working"
+        await airflow.set_run(key, "failed")
+        assert (await next_params(messages))["status"] == "completed"
 
 
 async def test_the_official_client_is_notified_of_a_run(

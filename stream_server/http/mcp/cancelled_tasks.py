@@ -16,20 +16,35 @@ PURPOSE = "cancelled task of MCP"
 """Separates these claims from those of idempotency keys."""
 
 
-async def store_cancellation(state: State, key: RunKey) -> None:
-    """Store that a task was cancelled, where that is possible."""
-    with suppress(*CANNOT_STORE):
-        lifetime = state["settings"].idempotency_ttl
-        await state["idempotency_keys"].claim_run(_digest_of(key), b"", key.run_id, lifetime)
+async def store_cancellation(state: State, key: RunKey, clear_number: int) -> bool:
+    """Store that a task was cancelled, where that is possible. Return whether it was not stored before.
 
-
-async def was_cancelled(state: State, key: RunKey) -> bool:
-    """Whether a client has cancelled the task, as far as that could be stored."""
+    Args:
+        state: The state of the application.
+        key: The run of the task.
+        clear_number: How often the run was cleared: after another clear, the task is not cancelled any more.
+    """
+    lifetime = state["settings"].idempotency_ttl
     try:
-        return await state["idempotency_keys"].find_run(_digest_of(key)) is not None
+        claim = await state["idempotency_keys"].claim_run(_digest_of(key, clear_number), b"", key.run_id, lifetime)
+    except CANNOT_STORE:
+        return False
+    return claim.is_new
+
+
+async def release_cancellation(state: State, key: RunKey, clear_number: int) -> None:
+    """Drop the cancellation of a task that was not cancelled after all."""
+    with suppress(*CANNOT_STORE):
+        await state["idempotency_keys"].release_run(_digest_of(key, clear_number), key.run_id)
+
+
+async def was_cancelled(state: State, key: RunKey, clear_number: int) -> bool:
+    """Whether a client has cancelled the task since the last clear, as far as that could be stored."""
+    try:
+        return await state["idempotency_keys"].find_run(_digest_of(key, clear_number)) is not None
     except CANNOT_STORE:
         return False
 
 
-def _digest_of(key: RunKey) -> bytes:
-    return compute_digest([PURPOSE, *key])
+def _digest_of(key: RunKey, clear_number: int) -> bytes:
+    return compute_digest([PURPOSE, *key, clear_number])

@@ -17,7 +17,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, RunNotFound
 from stream_server.http.caller import airflow_api_for
 from stream_server.http.chat.dags import HIDDEN_STATUSES, list_tagged_dags
-from stream_server.http.mcp.cancelled_tasks import store_cancellation, was_cancelled
+from stream_server.http.mcp.cancelled_tasks import release_cancellation, store_cancellation, was_cancelled
 from stream_server.http.mcp.messages import (
     INVALID_PARAMS,
     METHOD_NOT_FOUND,
@@ -206,7 +206,7 @@ async def _get_task(request: Request, caller: Caller, wanted: McpRequest) -> Jso
     with _hide_runs(wanted):
         run = await read_run(request, caller, reference.key)
     is_failed = run.has_outcome and not isinstance(run.outcome, Result)
-    is_cancelled = is_failed and await was_cancelled(request.scope["state"], reference.key)
+    is_cancelled = is_failed and await was_cancelled(request.scope["state"], reference.key, run.clear_number)
     return build_current_task(
         reference, run, is_modern=wanted.is_modern, elicits=wanted.elicits, is_cancelled=is_cancelled
     )
@@ -220,15 +220,32 @@ async def _await_task(request: Request, caller: Caller, wanted: McpRequest) -> R
 async def _cancel_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:
     reference = _read_task_id(wanted)
     with _hide_runs(wanted):
-        had_outcome = (await read_run(request, caller, reference.key)).has_outcome
-        state = await airflow_api_for(request, caller).fail_run(reference.key)
-    if not had_outcome and state != "success":
-        await store_cancellation(request.scope["state"], reference.key)
+        run_state = await _cancel_run(request, caller, reference.key)
     if wanted.is_modern:
         return {}
-    if state == "success":
+    if run_state == "success":
         raise RpcError(INVALID_PARAMS, "The task is completed and can't be cancelled")
     return build_task(reference, CANCELLED, None, is_modern=False)
+
+
+async def _cancel_run(request: Request, caller: Caller, key: RunKey) -> str:
+    """Set the run of a task to failed, with the caller's rights, and return its state then."""
+    state: State = request.scope["state"]
+    airflow = airflow_api_for(request, caller)
+    run = await read_run(request, caller, key)
+    if run.has_outcome:
+        return await airflow.fail_run(key)
+    # Before the run fails: other clients may be notified of that at once.
+    is_new = await store_cancellation(state, key, run.clear_number)
+    try:
+        run_state = await airflow.fail_run(key)
+    except AirflowRefused:
+        if is_new:
+            await release_cancellation(state, key, run.clear_number)
+        raise
+    if is_new and run_state == "success":
+        await release_cancellation(state, key, run.clear_number)
+    return run_state
 
 
 async def _update_task(request: Request, caller: Caller, wanted: McpRequest) -> Json:

@@ -189,7 +189,7 @@ class ListenStream(Response):
         """Return the notification of a task; empty if the client knows all."""
         found = one.collector.collected
         is_failed = found.has_outcome and not isinstance(found.outcome, Result)
-        is_cancelled = is_failed and await was_cancelled(self._state, one.run.key)
+        is_cancelled = is_failed and await was_cancelled(self._state, one.run.key, found.clear_number)
         task = build_current_task(
             reference, found, is_modern=True, elicits=self._wanted.elicits, is_cancelled=is_cancelled
         )

@@ -10,7 +10,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.http.chat.answer_form import build_elicitation
 from stream_server.http.mcp.references import CallReference, encode_reference
 from stream_server.http.mcp.results import build_result
-from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot, TaskTransition
+from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, RunTransition, Snapshot, TaskTransition
 from stream_server.protocol.input_frames import Input, InputAnswered
 from stream_server.protocol.schema import Json
 
@@ -31,6 +31,9 @@ class RunFrames(NamedTuple):
     requests: list[Input]
     """Open requests for human input."""
 
+    clear_number: int = 0
+    """How often the run was cleared."""
+
     @property
     def has_outcome(self) -> bool:
         return self.outcome is not None or self.end is not None
@@ -50,7 +53,9 @@ class RunCollector:
     def apply(self, frame: AnyFrame) -> None:
         match frame:
             case Snapshot():
-                self.collected = self.collected._replace(snapshot=frame)
+                self.collected = self.collected._replace(snapshot=frame, clear_number=frame.run.clear_number)
+            case RunTransition():
+                self.collected = self.collected._replace(clear_number=frame.clear_number)
             case Result() | Failure():
                 self.collected = self.collected._replace(outcome=frame)
             case Reset():
