@@ -116,9 +116,8 @@ async def test_unknown_methods_and_sessions_are_refused(caller: httpx.AsyncClien
     unknown = {"Mcp-Session-Id": "unknown", "MCP-Protocol-Version": "2025-11-25"}
     response = await caller.post("/mcp", json=build_message("tools/list"), headers=unknown)
     assert response.status_code == 404
-    response = await caller.post(
-        "/mcp", json=build_message("tools/list"), headers={"MCP-Protocol-Version": "1999-01-01"}
-    )
+    unknown = {"MCP-Protocol-Version": "1999-01-01"}
+    response = await caller.post("/mcp", json=build_message("tools/list"), headers=unknown)
     assert (response.status_code, response.json()["error"]["code"]) == (400, -32022)
     nested = base64.urlsafe_b64encode(b'["2025-11-25",true,' + b"[" * 2900).decode()
     response = await caller.post("/mcp", json=build_message("tools/list"), headers={"Mcp-Session-Id": nested})
@@ -204,6 +203,13 @@ async def test_only_the_task_of_a_client_that_cancels_is_cancelled(
         assert await read_status(task_id) == status
 
 
+async def begin_session(caller: httpx.AsyncClient) -> dict[str, str]:
+    """Return the headers of a session of the earlier revision."""
+    session = await caller.post("/mcp", json=build_message("initialize", **INITIALIZE), headers=JSON_AND_SSE)
+    version = {"MCP-Protocol-Version": session.json()["result"]["protocolVersion"]}
+    return {**JSON_AND_SSE, "Mcp-Session-Id": session.headers["Mcp-Session-Id"], **version}
+
+
 async def test_tools_that_are_quick_become_no_tasks(
     caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
 ) -> None:
@@ -215,17 +221,17 @@ async def test_tools_that_are_quick_become_no_tasks(
     assert answer["result"]["structuredContent"] == {"text": "because"}
     listed = await caller.post("/mcp", json=build_message("tools/list"), headers={"MCP-Protocol-Version": "2025-11-25"})
     assert [tool["execution"] for tool in listed.json()["result"]["tools"][:-1]] == [{"taskSupport": "forbidden"}]
+    headers = await begin_session(caller)
+    for name in ("chat", "wait_for_dag_run"):
+        message = build_message("tools/call", name=name, arguments={"run": "dag-run://a/b"}, task={"ttl": 60_000})
+        refused = await caller.post("/mcp", json=message, headers=headers)
+        assert refused.json()["error"]["code"] == -32601
+    assert len(stub.triggers) == 1, "no run is left behind"
 
 
 async def test_a_task_of_the_earlier_revision(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     stub.then = complete_run
-    session = await caller.post("/mcp", json=build_message("initialize", **INITIALIZE), headers=JSON_AND_SSE)
-    assert session.json()["result"]["protocolVersion"] == "2025-11-25"
-    headers = {
-        **JSON_AND_SSE,
-        "Mcp-Session-Id": session.headers["Mcp-Session-Id"],
-        "MCP-Protocol-Version": "2025-11-25",
-    }
+    headers = await begin_session(caller)
     message = build_message("tools/call", name="chat", arguments={}, task={"ttl": 60_000})
     task = (await caller.post("/mcp", json=message, headers=headers)).json()["result"]["task"]
     found = await caller.post("/mcp", json=build_message("tasks/get", taskId=task["taskId"]), headers=headers)

@@ -21,7 +21,7 @@ from stream_server.http.chat.translated_stream import MEDIA_TYPE
 from stream_server.http.endpoints.human_input import send_answer
 from stream_server.http.mcp.call_stream import CallStream
 from stream_server.http.mcp.call_translator import Call, CallTranslator
-from stream_server.http.mcp.messages import INVALID_PARAMS, RpcError
+from stream_server.http.mcp.messages import INVALID_PARAMS, METHOD_NOT_FOUND, RpcError
 from stream_server.http.mcp.references import CallReference, build_run_uri, decode_reference, parse_run_uri
 from stream_server.http.mcp.requests import McpRequest
 from stream_server.http.mcp.results import build_link, build_text
@@ -72,11 +72,15 @@ async def call_tool(request: Request, caller: Caller, wanted: McpRequest) -> Res
     if wanted.is_modern and "requestState" in wanted.params:
         return await _continue_call(request, caller, wanted)
     if name == WAIT_TOOL:
+        _refuse_task(wanted, name)
         return await _wait_for_run(request, caller, wanted, arguments)
     dag = await _find_tool(request, caller, name)
     refuse_paused_dag(dag)
     description = await _read_description(request, dag.dag_id)
-    as_task = (wanted.wants_tasks or wanted.is_old_task) and NO_TASK_TAG not in description.tags
+    has_tasks = NO_TASK_TAG not in description.tags
+    if not has_tasks:
+        _refuse_task(wanted, name)
+    as_task = has_tasks and (wanted.wants_tasks or wanted.is_old_task)
     has_schema = "outputSchema" in build_tool(description)
     # Revision 2025-11-25 cancels by a notification, later ones by a disconnect. A task needs no client.
     grace = GRACE if wanted.is_modern and not as_task else None
@@ -218,6 +222,12 @@ async def _continue_call(request: Request, caller: Caller, wanted: McpRequest) -
     except Draining:
         return _build_unfinished(reference.key, is_error=True)
     return stream_call(request, run, wanted, reference)
+
+
+def _refuse_task(wanted: McpRequest, name: str) -> None:
+    """Raise for a call as a task of a tool that has none."""
+    if wanted.is_old_task:
+        raise RpcError(METHOD_NOT_FOUND, f"The tool {name!r} can't be called as a task; omit `params.task`")
 
 
 async def _wait_for_run(request: Request, caller: Caller, wanted: McpRequest, arguments: Json) -> Response | Json:
