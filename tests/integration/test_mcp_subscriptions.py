@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -188,6 +189,45 @@ async def test_a_server_that_stops_ends_the_subscription(
         assert (await next_params(messages))["status"] == "working"
         await auth_server.hub.drain(5)
         assert "result" in await asyncio.wait_for(anext(messages), DEADLINE)
+
+
+async def test_a_subscription_to_nothing_ends_at_once(caller: httpx.AsyncClient) -> None:
+    async with listening(caller, taskIds=["unknown"]) as messages:
+        assert (await next_params(messages))["notifications"] == {}
+        end = await asyncio.wait_for(anext(messages), DEADLINE)
+        assert end["result"]["resultType"] == "complete"
+
+
+async def test_a_subscription_whose_caller_loses_the_permission_ends_with_an_error(
+    caller: httpx.AsyncClient, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    task_id = await begin_task(caller)
+    await begin_answer(airflow, stub)
+    async with listening(caller, taskIds=[task_id]) as messages:
+        await next_params(messages)
+        assert (await next_params(messages))["status"] == "working"
+        ada.forbid()
+        end = await asyncio.wait_for(anext(messages), DEADLINE)
+    assert (end["id"], end["error"]["code"]) == ("s", -32603)
+
+
+async def test_the_id_of_a_task_stays_as_the_client_has_it(
+    caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    await begin_task(caller)
+    key = await begin_answer(airflow, stub)
+    task_id = encode_earlier_task_id(key)
+    found = await caller.post("/mcp", **build_message("tasks/get", taskId=task_id, name=task_id))
+    assert found.json()["result"]["taskId"] == task_id
+    async with listening(caller, taskIds=[task_id]) as messages:
+        await next_params(messages)
+        assert (await next_params(messages))["taskId"] == task_id
+
+
+def encode_earlier_task_id(key: RunKey) -> str:
+    """Return the id of a version whose references had eight members."""
+    members = [*key, None, None, 0, None, None, -1]
+    return base64.urlsafe_b64encode(json.dumps(members).encode()).decode().rstrip("=")
 
 
 async def test_a_caller_listens_to_nothing_that_they_may_not_see(

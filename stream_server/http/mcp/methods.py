@@ -208,7 +208,12 @@ async def _get_task(request: Request, caller: Caller, wanted: McpRequest) -> Jso
     is_failed = run.has_outcome and not isinstance(run.outcome, Result)
     is_cancelled = is_failed and await was_cancelled(request.scope["state"], reference.key, run.clear_number)
     return build_current_task(
-        reference, run, is_modern=wanted.is_modern, elicits=wanted.elicits, is_cancelled=is_cancelled
+        wanted.read_text("taskId"),
+        reference,
+        run,
+        is_modern=wanted.is_modern,
+        elicits=wanted.elicits,
+        is_cancelled=is_cancelled,
     )
 
 
@@ -225,7 +230,7 @@ async def _cancel_task(request: Request, caller: Caller, wanted: McpRequest) -> 
         return {}
     if run_state == "success":
         raise RpcError(INVALID_PARAMS, "The task is completed and can't be cancelled")
-    return build_task(reference, CANCELLED, None, is_modern=False)
+    return build_task(wanted.read_text("taskId"), CANCELLED, None, is_modern=False)
 
 
 async def _cancel_run(request: Request, caller: Caller, key: RunKey) -> str:

@@ -24,12 +24,21 @@ from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.delivery.streaming_body import HEADERS, wait_for_disconnect
 from stream_server.http.mcp.call_stream import TRANSPORT
 from stream_server.http.mcp.cancelled_tasks import was_cancelled
-from stream_server.http.mcp.messages import INVALID_PARAMS, RpcError, build_notification, build_response, encode_event
+from stream_server.http.mcp.messages import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    RpcError,
+    build_error,
+    build_notification,
+    build_response,
+    encode_event,
+)
 from stream_server.http.mcp.references import CallReference, decode_reference, parse_run_uri
 from stream_server.http.mcp.requests import McpRequest
 from stream_server.http.mcp.tasks import RunCollector, build_current_task
 from stream_server.http.state import State
-from stream_server.protocol.frames import Result
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frames import Close, Result
 from stream_server.protocol.schema import Json
 
 MAX_LISTENED = 20
@@ -42,10 +51,12 @@ class _Listened(NamedTuple):
     """A task or a resource, and its run."""
 
     run: AnsweringRun
-    uri: str | None
-    """The resource; `None` for a task."""
+    name: str
+    """The URI of the resource, or the id of the task."""
 
     reference: CallReference | None
+    """That of a task; `None` for a resource."""
+
     collector: RunCollector
 
 
@@ -63,7 +74,7 @@ async def listen(request: Request, caller: Caller, wanted: McpRequest) -> Respon
     try:
         for uri in uris:
             found = parse_run_uri(uri)
-            await stream.add(request, caller, uri, None if found is None else found[0], uri=uri)
+            await stream.add(request, caller, uri, None if found is None else found[0])
         for task_id in task_ids:
             reference = decode_reference(task_id, CallReference)
             await stream.add(
@@ -84,7 +95,9 @@ def _read_texts(wants: dict[str, Any], name: str) -> list[str]:
 
 
 class ListenStream(Response):
-    """Server-sent events of a subscription. It ends when no run can change any more, or the server stops.
+    """Server-sent events of a subscription.
+
+    It ends when no run can change any more, or when the server stops; with an error if changes of a run can't be sent.
 
     Args:
         state: For permissions, intervals and counters.
@@ -111,21 +124,20 @@ class ListenStream(Response):
         name: str,
         key: RunKey | None,
         *,
-        uri: str | None = None,
         reference: CallReference | None = None,
     ) -> None:
         """Listen to a task or a resource, if there is such a run that the caller may see."""
         if key is None:
             return
-        options = WatchOptions(until="result" if uri is None else "run", include_output=False)
+        options = WatchOptions(until="run" if reference is None else "result", include_output=False)
         try:
             run = await watch_run(request, caller, key, options=options)
         except (RunNotFound, AirflowRefused) as error:
             if error.status not in HIDDEN_STATUSES:
                 raise
             return
-        self._listened.append(_Listened(run, uri, reference, RunCollector()))
-        self._honored.setdefault("taskIds" if uri is None else "resourceSubscriptions", []).append(name)
+        self._listened.append(_Listened(run, name, reference, RunCollector()))
+        self._honored.setdefault("resourceSubscriptions" if reference is None else "taskIds", []).append(name)
 
     def close(self) -> None:
         for one in self._listened:
@@ -150,7 +162,7 @@ class ListenStream(Response):
 
     async def _send_changes(self, due: asyncio.Event, gone: asyncio.Task[None], send: Send) -> bool:
         """Send all changes. Return whether the client has read them."""
-        while not all(one.run.subscription.is_finished for one in self._listened) or not self._listened:
+        while not (self._loss or all(one.run.subscription.is_finished for one in self._listened)):
             with anyio.move_on_after(self._scheduler.ping_interval):
                 await due.wait()
             if gone.done():
@@ -161,8 +173,19 @@ class ListenStream(Response):
                 data = b"".join([await self._translate(one) for one in self._listened])
             if data and not await self._write(data, send):
                 return False
-        end: Json = {"resultType": "complete", "_meta": self._meta}
-        return await self._write(encode_event(build_response(self._wanted.id, end)), send)
+        return await self._write(encode_event(self._build_end()), send)
+
+    def _build_end(self) -> Json:
+        if self._loss is not None:
+            text = f"The subscription ends although runs may still change: {self._loss.reason}"
+            return build_error(self._wanted.id, RpcError(INTERNAL_ERROR, text))
+        return build_response(self._wanted.id, {"resultType": "complete", "_meta": self._meta})
+
+    @property
+    def _loss(self) -> Close | None:
+        """Why changes of a run can't be sent any more; `None` if they can, also while the server stops as announced."""
+        closed = (one.run.subscription.closed for one in self._listened if one.run.subscription.is_finished)
+        return next((one for one in closed if one is not None and one.code != CloseCode.DRAINING), None)
 
     @property
     def _meta(self) -> Json:
@@ -182,7 +205,7 @@ class ListenStream(Response):
             one.collector.apply(frame)
         if one.reference is None:
             # The client reads the resource after the acknowledgement.
-            return self._notify("resources/updated", {"uri": one.uri}) if frames and not is_first else b""
+            return self._notify("resources/updated", {"uri": one.name}) if frames and not is_first else b""
         return await self._report(one, one.reference) if frames else b""
 
     async def _report(self, one: _Listened, reference: CallReference) -> bytes:
@@ -191,7 +214,7 @@ class ListenStream(Response):
         is_failed = found.has_outcome and not isinstance(found.outcome, Result)
         is_cancelled = is_failed and await was_cancelled(self._state, one.run.key, found.clear_number)
         task = build_current_task(
-            reference, found, is_modern=True, elicits=self._wanted.elicits, is_cancelled=is_cancelled
+            one.name, reference, found, is_modern=True, elicits=self._wanted.elicits, is_cancelled=is_cancelled
         )
         now = task["status"], task.get("inputRequests"), task.get("result")
         if self._shown.get(task["taskId"]) == now:

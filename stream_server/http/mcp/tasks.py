@@ -59,6 +59,8 @@ class RunCollector:
             case Result() | Failure():
                 self.collected = self.collected._replace(outcome=frame)
             case Reset():
+                # Open requests follow again.
+                self._requests.clear()
                 self.collected = self.collected._replace(outcome=None)
             case End():
                 self.collected = self.collected._replace(end=frame)
@@ -83,12 +85,12 @@ def _keeps_request(frame: InputAnswered | TaskTransition) -> bool:
     return isinstance(frame, TaskTransition) and frame.state in ASKING_STATES
 
 
-def build_task(reference: CallReference, status: str, created_at: datetime | None, *, is_modern: bool) -> Json:
-    """Return a task, whose id is the reference. The names of its times differ between revisions."""
+def build_task(task_id: str, status: str, created_at: datetime | None, *, is_modern: bool) -> Json:
+    """Return a task. The names of its times differ between revisions."""
     now = datetime.now(timezone.utc)
     created = created_at or now
     task: Json = {
-        "taskId": encode_reference(reference),
+        "taskId": task_id,
         "status": status,
         "createdAt": created.isoformat(),
         "lastUpdatedAt": now.isoformat(),
@@ -98,11 +100,12 @@ def build_task(reference: CallReference, status: str, created_at: datetime | Non
 
 
 def build_current_task(
-    reference: CallReference, frames: RunFrames, *, is_modern: bool, elicits: bool, is_cancelled: bool
+    task_id: str, reference: CallReference, frames: RunFrames, *, is_modern: bool, elicits: bool, is_cancelled: bool
 ) -> Json:
     """Return the task of a run as it is now, and from revision 2026-07-28 on what the client needs to go on.
 
     Args:
+        task_id: The id as the client has it: an earlier version may have encoded the reference in another way.
         reference: The run of the task, and its tool.
         frames: The run.
         is_modern: Whether the revision is 2026-07-28.
@@ -112,16 +115,16 @@ def build_current_task(
     created_at = None if frames.snapshot is None else frames.snapshot.run.queued_at
     requests = [one for one in frames.requests if elicits and not one.withheld and one.reference is None]
     if is_cancelled and not isinstance(frames.outcome, Result):
-        return build_task(reference, CANCELLED, created_at, is_modern=is_modern)
+        return build_task(task_id, CANCELLED, created_at, is_modern=is_modern)
     if frames.has_outcome:
         is_failed = isinstance(frames.outcome, Failure) and not is_modern
-        task = build_task(reference, FAILED if is_failed else COMPLETED, created_at, is_modern=is_modern)
+        task = build_task(task_id, FAILED if is_failed else COMPLETED, created_at, is_modern=is_modern)
         if is_modern:
             task["result"] = build_result(reference.key, frames.outcome, frames.end, has_schema=reference.has_schema)
         return task
     if not requests:
-        return build_task(reference, WORKING, created_at, is_modern=is_modern)
-    task = build_task(reference, INPUT_REQUIRED, created_at, is_modern=is_modern)
+        return build_task(task_id, WORKING, created_at, is_modern=is_modern)
+    task = build_task(task_id, INPUT_REQUIRED, created_at, is_modern=is_modern)
     if is_modern:
         task["inputRequests"] = dict(_build_input_request(reference.key, request) for request in requests)
     return task

@@ -22,7 +22,13 @@ from stream_server.http.endpoints.human_input import send_answer
 from stream_server.http.mcp.call_stream import CallStream
 from stream_server.http.mcp.call_translator import Call, CallTranslator
 from stream_server.http.mcp.messages import INVALID_PARAMS, METHOD_NOT_FOUND, RpcError
-from stream_server.http.mcp.references import CallReference, build_run_uri, decode_reference, parse_run_uri
+from stream_server.http.mcp.references import (
+    CallReference,
+    build_run_uri,
+    decode_reference,
+    encode_reference,
+    parse_run_uri,
+)
 from stream_server.http.mcp.requests import McpRequest
 from stream_server.http.mcp.results import build_link, build_text
 from stream_server.http.mcp.tasks import WORKING, RunFrames, build_task, collect_frames
@@ -87,7 +93,7 @@ async def call_tool(request: Request, caller: Caller, wanted: McpRequest) -> Res
     triggered = await trigger_run(request, caller, dag.dag_id, arguments, None)
     if as_task:
         reference = CallReference(*triggered.key, has_schema=has_schema)
-        task = build_task(reference, WORKING, None, is_modern=wanted.is_modern)
+        task = build_task(encode_reference(reference), WORKING, None, is_modern=wanted.is_modern)
         return {"resultType": "task", **task} if wanted.is_modern else {"task": task}
     try:
         await _store_call(request, caller, wanted, triggered.key)
