@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 from starlette.responses import JSONResponse, Response
 
 from stream_server.settings import Settings
@@ -17,7 +17,7 @@ from support import node, typescript
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.chat_runs import ask_human, begin_answer
-from support.chromium import QUIET
+from support.chromium import connect_to_chromium
 from support.server import running_server
 from support.static_files import serve_directory
 from support.stub_callers import CallerPermissions, StubPermissions
@@ -61,7 +61,7 @@ async def expect_text(page: Page, text: str) -> None:
 
 
 async def test_an_answer_survives_a_reload_and_a_lost_connection_and_a_question_is_answered(
-    chromium: str, airflow: AirflowSql, stub: AirflowStub, settings: Callable[..., Settings], origin: str
+    chromium_address: str, airflow: AirflowSql, stub: AirflowStub, settings: Callable[..., Settings], origin: str
 ) -> None:
     permissions = StubPermissions(CallerPermissions())
 
@@ -77,8 +77,7 @@ async def test_an_answer_survives_a_reload_and_a_lost_connection_and_a_question_
     async with (
         running_server(settings(airflow_url=stub.url, cors_origins=(origin,))) as server,
         TcpProxy.listen(urlsplit(server.url).port) as proxy,
-        async_playwright() as playwright,
-        await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        connect_to_chromium(chromium_address) as browser,
     ):
         await eventually_async(lambda: server.hub.is_live)
         page = await browser.new_page()
