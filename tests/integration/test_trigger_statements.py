@@ -94,10 +94,8 @@ async def test_each_change_of_one_row_is_recorded_once(bulk: asyncpg.Connection[
     for _ in range(2):
         await bulk.execute(f"UPDATE task_instance SET {change} WHERE map_index IN (0, 5000)")
     (recorded,) = await bulk.fetch("SELECT map_index, previous_state, state FROM stream_server.journal")
-    assert (recorded["previous_state"], recorded["state"] == "scheduled") == (
-        "scheduled",
-        not change.startswith("state"),
-    )
+    states = (recorded["previous_state"], recorded["state"] == "scheduled")
+    assert states == ("scheduled", not change.startswith("state"))
 
 
 async def test_a_statement_that_inserts_and_updates_records_both(bulk: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -301,10 +301,8 @@ class ClientSoak:
         early = max(state.memory for second, state in self.samples if 0.3 * length <= second <= 0.6 * length)
         late = max(state.memory for second, state in self.samples if second >= 0.7 * length)
         objects = after.objects - before.objects
-        left = {
-            name: (getattr(before, name), getattr(after, name))
-            for name in ("subscriptions", "runs", "tasks", "sockets", "files")
-        }
+        counted = ("subscriptions", "runs", "tasks", "sockets", "files")
+        left = {name: (getattr(before, name), getattr(after, name)) for name in counted}
         misses = [*tally.misses[:20]]
         misses += [f"{count} frames {what}" for what, count in tally.lost_updates().items() if count]
         # A client that subscribes just after a server lost its database gets a reset: the rows may no longer exist.

@@ -359,22 +359,8 @@ class RunTables:
 
 
 def _build_transition(row: Any, txid: int) -> Transition:
-    (
-        seq,
-        kind,
-        task_id,
-        map_index,
-        try_number,
-        state,
-        previous,
-        clear_number,
-        queued,
-        start,
-        end,
-        key,
-        marked,
-        iteration,
-    ) = row
+    seq, kind, task_id, map_index, try_number, *others = row
+    state, previous, clear_number, queued, start, end, key, marked, iteration = others
     return Transition(
         seq,
         txid,
