@@ -19,14 +19,9 @@ from stream_server.journal.connection import (
     connect,
     map_postgres_errors,
 )
+from stream_server.journal.installed_functions import build_functions_sql
 from stream_server.journal.privileges import build_grants_sql
-from stream_server.journal.queries import (
-    fill_placeholders,
-    load_migrations,
-    load_sql,
-    quote_identifier,
-    quote_literal,
-)
+from stream_server.journal.queries import fill_placeholders, load_migrations, load_sql
 from stream_server.journal.status import (
     OLDEST_COMPATIBLE_SERVER,
     SCHEMA_VERSION,
@@ -44,15 +39,11 @@ SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
 def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
     """Return the script that installs, upgrades or repairs the journal, and grants `reader` its privileges."""
     migrations = "".join(_build_migration_step(version, text) for version, text in load_migrations().items())
-    files = ("begin.sql", "functions.sql", "functions_tries.sql", "triggers.sql", "services.sql", "finish.sql")
-    begin, *rest = map(load_sql, files)
+    functions = build_functions_sql(airflow_schema)
     script = fill_placeholders(
-        "\n".join((begin, migrations, *rest)),
+        "\n".join((load_sql("begin.sql"), migrations, functions, load_sql("finish.sql"))),
         version=str(SCHEMA_VERSION),
         oldest_server=str(OLDEST_COMPATIBLE_SERVER),
-        airflow=quote_literal(airflow_schema),
-        airflow_tables=quote_identifier(airflow_schema),
-        exception_handler=load_sql("exception_handler.sql").rstrip(),
         owner_privileges=build_owner_query(airflow_schema),
     )
     return script if reader is None else f"{script}\n{build_grants_sql(reader, airflow_schema)}"

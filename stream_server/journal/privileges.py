@@ -20,6 +20,8 @@ class Privilege(NamedTuple):
     """Empty for the schema itself."""
 
     privilege: Literal["USAGE", "SELECT", "EXECUTE"]
+    consequence: str | None = None
+    """What is missing without the privilege, if all streams are complete nevertheless."""
 
 
 _JOURNAL_TABLES = ("journal", "meta", "output")
@@ -54,14 +56,19 @@ _AIRFLOW_TABLES = (
     "xcom_v2",
 )
 
+_CONSEQUENCES = {"slot_pool": "runs that wait for a pool are not explained"}
+
 READER_PRIVILEGES = (
     Privilege("schema", JOURNAL_SCHEMA, "", "USAGE"),
     *(Privilege("table", JOURNAL_SCHEMA, name, "SELECT") for name in _JOURNAL_TABLES),
     Privilege("sequence", JOURNAL_SCHEMA, "losses", "SELECT"),
-    Privilege("sequence", JOURNAL_SCHEMA, "unknown_schema", "SELECT"),
+    Privilege(
+        *("sequence", JOURNAL_SCHEMA, "unknown_schema", "SELECT"),
+        consequence="it is not reported that the triggers have switched themselves off",
+    ),
     *(Privilege("function", JOURNAL_SCHEMA, name, "EXECUTE") for name in _JOURNAL_FUNCTIONS),
     Privilege("schema", None, "", "USAGE"),
-    *(Privilege("table", None, name, "SELECT") for name in _AIRFLOW_TABLES),
+    *(Privilege("table", None, name, "SELECT", _CONSEQUENCES.get(name)) for name in _AIRFLOW_TABLES),
 )
 """All objects that `queries.sql` and `status.read_status` read and call."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from stream_server.errors import JournalMissing
 from stream_server.journal.airflow_tables import AirflowSchemaUnknown, read_airflow_tables
 from stream_server.journal.connection import AnyConnection, map_postgres_errors
+from stream_server.journal.installed_functions import describe_outdated_functions, find_outdated_functions
 from stream_server.journal.origin import describe_foreign_journal, find_foreign_reason
 from stream_server.journal.queries import fill_placeholders, load_server_queries, load_sql, quote_literal
 
@@ -96,6 +97,10 @@ class JournalStatus:
     hidden_flag: str | None = None
     """Which privilege is missing to read `schema_unknown`, as a sentence; `None` if none."""
 
+    outdated_functions: str | None = None
+    """Which functions are those of another version of this package, as a sentence; `None` if none, or if the triggers
+    are disabled."""
+
     airflow_problem: str | None = None
     """What Airflow's tables lack and what to do, as a sentence; `None` if nothing."""
 
@@ -126,7 +131,7 @@ class JournalStatus:
     @property
     def warnings(self) -> list[str]:
         """What an operator should look at, as sentences, although the journal works; empty if nothing."""
-        return [] if self.hidden_flag is None else [self.hidden_flag]
+        return [warning for warning in (self.hidden_flag, self.outdated_functions) if warning is not None]
 
     def as_json(self) -> dict[str, Any]:
         """Return the output of `stream-server status --json`."""
@@ -159,6 +164,8 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
     tables = await read_airflow_tables(connection, meta["airflow_schema"])
     with map_postgres_errors():
         lacking = await connection.fetchrow(build_owner_query(meta["airflow_schema"]))
+    # `switch_off` replaces functions.
+    outdated = await find_outdated_functions(connection, meta["airflow_schema"]) if meta["enabled"] else []
     return JournalStatus(
         installed=True,
         version=meta["version"],
@@ -169,6 +176,7 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         losses=meta["losses"],
         schema_unknown=meta["schema_unknown"],
         hidden_flag=None if meta["role_without_flag"] is None else HIDDEN_FLAG.format(role=meta["role_without_flag"]),
+        outdated_functions=describe_outdated_functions(outdated),
         airflow_problem=tables.describe_problem(),
         owner_problem=None if lacking is None else OWNER_PROBLEM.format(**lacking),
         foreign=None if reason is None else describe_foreign_journal(reason),

@@ -128,6 +128,13 @@ async def test_missing_trigger(journal: str, airflow: AirflowSql) -> None:
     assert finding.found == "trigger stream_server_xcom on xcom is missing"
 
 
+async def test_functions_of_another_version(journal: str, airflow: AirflowSql) -> None:
+    await airflow.connection.execute("DROP FUNCTION stream_server.release")
+    finding = await run_database_check("triggers", journal)
+    assert (finding.level, finding.remedy) == (Level.WARNING, "run `stream-server install`")
+    assert "another version of stream_server (release)" in finding.found
+
+
 async def test_lost_changes(journal: str, airflow: AirflowSql, run: RunKey) -> None:
     await airflow.connection.execute("ALTER TABLE stream_server.journal ADD CHECK (false) NOT VALID")
     await airflow.set_run(run, "running")

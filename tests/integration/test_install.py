@@ -280,6 +280,22 @@ async def test_status_reports_problems(journal: str, airflow: AirflowSql) -> Non
     assert (await fetch_status(journal)).problems == []
 
 
+async def test_status_reports_functions_of_another_version(journal: str, airflow: AirflowSql) -> None:
+    assert (await fetch_status(journal)).warnings == []
+    await airflow.connection.execute(
+        "CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN RETURN NULL; END'; DROP FUNCTION stream_server.release"
+    )
+    found = await fetch_status(journal)
+    (warning,) = found.warnings
+    assert found.problems == []
+    assert "another version of stream_server (record_input, release); run `stream-server install`" in warning
+    await disable_triggers(journal)
+    assert (await fetch_status(journal)).warnings == [], "disabled triggers have functions of their own"
+    await enable_triggers(journal)
+    assert (await fetch_status(journal)).warnings == []
+
+
 def test_the_commands_install_show_status_and_uninstall(airflow_database: str) -> None:
     sqlalchemy = airflow_database.replace("postgresql://", "postgresql+psycopg2://")
     before = command("status", "--database-url", sqlalchemy)

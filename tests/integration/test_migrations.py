@@ -106,12 +106,13 @@ async def test_an_upgrade_ends_in_the_schema_of_a_fresh_install(airflow_database
         await airflow.trigger(RunKey("chat", "r"), await airflow.add_dag("chat", CHAIN), list(CHAIN))
         rows = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal")
         before = await airflow.connection.fetchrow("SELECT epoch, installed_at FROM stream_server.meta")
+        assert (await fetch_status(airflow_database)).outdated_functions is not None
         await install_now(airflow_database)
         assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows > 0
         assert await airflow.connection.fetchrow("SELECT epoch, installed_at FROM stream_server.meta") == before
     assert await describe_schema(airflow_database) == fresh
     found = await fetch_status(airflow_database)
-    assert (found.version, found.problems) == (SCHEMA_VERSION, [])
+    assert (found.version, found.problems, found.warnings) == (SCHEMA_VERSION, [], [])
 
 
 async def test_a_new_server_works_on_the_journal_before_and_while_it_is_upgraded(

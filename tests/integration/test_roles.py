@@ -197,6 +197,30 @@ async def test_a_reader_that_cannot_read_the_flag_of_the_triggers_is_reported(
     assert (await fetch_status(url)).warnings == []
 
 
+@pytest.mark.parametrize(
+    ("revoked", "consequence"),
+    [
+        ("SELECT ON slot_pool", "runs that wait for a pool are not explained"),
+        ("SELECT ON SEQUENCE stream_server.unknown_schema", "switched themselves off"),
+    ],
+)
+async def test_doctor_warns_of_a_missing_privilege_that_no_stream_needs(
+    airflow_database: str, role: Callable[[str], str], revoked: str, consequence: str
+) -> None:
+    reader = role("reader")
+    await install_for(airflow_database, reader)
+    await execute(airflow_database, f"REVOKE {revoked} FROM {reader}")
+    targets = DoctorTargets(database_url=url_as(reader, airflow_database))
+    finding = (await run_checks(targets)).get("privileges")
+    assert finding is not None
+    assert (finding.level, len(finding.facts["missing"])) == (Level.WARNING, 1)
+    assert consequence in finding.found
+    await execute(airflow_database, f"REVOKE SELECT ON dag_run FROM {reader}")
+    finding = (await run_checks(targets)).get("privileges")
+    assert finding is not None
+    assert (finding.level, len(finding.facts["missing"])) == (Level.PROBLEM, 2)
+
+
 async def test_uninstall_revokes_the_grants_of_the_reader(airflow_database: str, role: Callable[[str], str]) -> None:
     reader, analyst = role("reader"), role("analyst")
     await fetch(airflow_database, f"GRANT SELECT ON dag_run, xcom TO {analyst}")

@@ -31,17 +31,18 @@ class JournalChecks:
             rows = await connection.fetch(self._queries["privileges"], *map(list, zip(*wanted, strict=True)))
             server = await connection.fetchrow(self._queries["server"])
         assert server is not None, "a SELECT without FROM has one row"
-        missing = [
-            f"{row['privilege']} on {row['kind']} {'.'.join(filter(None, (row['schema'], row['name'])))}"
-            for row in rows
+        lacking = {
+            f"{row['privilege']} on {row['kind']} {'.'.join(filter(None, (row['schema'], row['name'])))}": consequence
+            for row, consequence in zip(rows, (grant.consequence for grant in READER_PRIVILEGES), strict=True)
             if row["granted"] is False
-        ]
-        if missing:
-            return problem(
-                f"the role {server['role']} lacks {', '.join(missing)}",
-                f"run `stream-server install --reader {server['role']}` as the role that owns Airflow's tables",
-                missing=missing,
-            )
+        }
+        if lacking:
+            found = f"the role {server['role']} lacks {', '.join(lacking)}"
+            remedy = f"run `stream-server install --reader {server['role']}` as the role that owns Airflow's tables"
+            consequences = [consequence for consequence in lacking.values() if consequence is not None]
+            if len(consequences) < len(lacking):
+                return problem(found, remedy, missing=list(lacking))
+            return warning(f"{found}: {'; '.join(consequences)}", remedy, missing=list(lacking))
         if server["superuser"]:
             remedy = "use a dedicated role, created with `stream-server install --reader ROLE`"
             return warning(f"the role {server['role']} is a superuser", remedy, missing=[])
@@ -64,6 +65,8 @@ class JournalChecks:
             remedy = "stream-server triggers enable" if not status.enabled else "stream-server install"
             return problem("; ".join(status.problems), f"run `{remedy}`", **facts)
         found = f"{len(status.triggers)} triggers are enabled, version {status.version}"
+        if status.outdated_functions is not None:
+            return warning(status.outdated_functions, "run `stream-server install`", **facts)
         if status.losses:
             return warning(
                 f"{found}; {status.losses} changes since their installation were not recorded",
