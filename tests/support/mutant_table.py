@@ -102,6 +102,9 @@ MUTANTS = (
         "is_cleared or not self._is_still_valid",
         "not self._is_still_valid",
     ),
+    _domain(
+        "known result is not sent again after a retraction", "outcome_tracker", "self.result_versions = ()", "pass"
+    ),
     _domain("until=result ends with the run", "outcome_tracker", 'self.options.until == "result"', "False"),
     _domain(
         "replaced value is replayed", "replay", "return answers and row.xcom_key == RETURN_VALUE_KEY", "return False"
@@ -190,6 +193,20 @@ MUTANTS = (
         "sql/functions.sql",
         "IS NOT DISTINCT FROM OLD.state AND NEW.clear_number = OLD.clear_number THEN",
         "IS NOT DISTINCT FROM OLD.state THEN",
+        *TRIGGERS,
+    ),
+    _journal(
+        "deletion of a run is recorded for its instances too",
+        "sql/functions.sql",
+        "set_config('stream_server.deletes_runs', 'on', true)",
+        "set_config('stream_server.deletes_runs', 'off', true)",
+        *TRIGGERS,
+    ),
+    _journal(
+        "deletion of a run hides later deletions of instances",
+        "sql/functions.sql",
+        "set_config('stream_server.deletes_runs', 'off', true)",
+        "set_config('stream_server.deletes_runs', 'on', true)",
         *TRIGGERS,
     ),
     _journal(
