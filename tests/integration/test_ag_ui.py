@@ -46,7 +46,8 @@ def answering(stub: AirflowStub, airflow: AirflowSql, permissions: object) -> Ai
         if received.method != "PATCH" or "hitlDetails" not in received.target:
             return await before(received)
         key = RunKey("chat", stub.triggers[-1].json["dag_run_id"])
-        await airflow.answer_input(key, "ask", *received.json["chosen_options"])
+        task_id = received.target.split("/taskInstances/")[1].split("/")[0]
+        await airflow.answer_input(key, task_id, *received.json["chosen_options"])
         return JSONResponse(
             {**received.json, "responded_by": {"id": "1", "name": "Ada"}, "responded_at": "2026-11-22T14:21:10Z"}
         )
@@ -173,6 +174,52 @@ async def test_an_answer_has_many_forms_and_a_repeated_one_changes_nothing(
         await airflow.push(key, "answer", "Because")
         again = await plain.post(AGENT, json={**BODY, "runId": "next", "resume": [resume]})
     assert read_events(again.text)[-1]["result"] == "Because"
+
+
+def read_interrupt(text: str) -> dict[str, Any]:
+    """Return the interrupt with which a response ends."""
+    interrupt: dict[str, Any] = read_events(text)[-1]["outcome"]["interrupts"][0]
+    return interrupt
+
+
+def resume_with(interrupt: dict[str, Any], run_id: str) -> dict[str, Any]:
+    entry = {"interruptId": interrupt["id"], "status": "resolved", "payload": "Approve"}
+    return {**BODY, "runId": run_id, "resume": [entry]}
+
+
+async def test_a_question_that_has_its_answer_interrupts_no_more(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, answering: AirflowStub
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        async with plain.stream("POST", AGENT, json=BODY) as response:
+            key = await begin_answer(airflow, answering)
+            await ask_human(airflow, key)
+            first = read_interrupt((await response.aread()).decode())
+        async with plain.stream("POST", AGENT, json=resume_with(first, "second")) as response:
+            await ask_human(airflow, key, "again")
+            second = read_interrupt((await response.aread()).decode())
+        assert second["metadata"]["airflow"]["task_id"] == "again"
+        connected = await plain.post(f"{AGENT}/t1/connect", json=BODY)
+        assert read_interrupt(connected.text)["id"] == second["id"]
+        async with plain.stream("POST", AGENT, json=resume_with(second, "third")) as response:
+            await airflow.push(key, "answer", "Because")
+            assert read_events((await response.aread()).decode())[-1]["result"] == "Because"
+        connected = await plain.post(f"{AGENT}/t1/connect", json=BODY)
+    assert read_events(connected.text)[-1]["result"] == "Because"
+
+
+async def test_a_question_that_has_expired_interrupts_no_more(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, answering: AirflowStub
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        async with plain.stream("POST", AGENT, json=BODY) as response:
+            key = await begin_answer(airflow, answering)
+            await ask_human(airflow, key)
+            assert read_events((await response.aread()).decode())[-1]["outcome"]["type"] == "interrupt"
+        await airflow.answer_input(key, "ask", "Approve", by=None)
+        await airflow.push(key, "answer", "Because")
+        connected = await plain.post(f"{AGENT}/t1/connect", json=BODY)
+    assert read_events(connected.text)[-1]["result"] == "Because"
 
 
 async def test_a_cancelled_interrupt_stays_open_for_others(

@@ -53,8 +53,8 @@ async def retry_answer(airflow: AirflowSql, key: RunKey, text: str) -> None:
     await airflow.push(key, "answer", text)
 
 
-async def ask_human(airflow: AirflowSql, key: RunKey) -> None:
-    """Let the task `ask` request human input."""
-    await airflow.start_task(key, "ask")
-    await airflow.request_input(key, "ask", subject="Publish?")
-    await airflow.set_task(key, "ask", "awaiting_input")
+async def ask_human(airflow: AirflowSql, key: RunKey, task_id: str = "ask") -> None:
+    """Let a task request human input."""
+    await airflow.start_task(key, task_id)
+    await airflow.request_input(key, task_id, subject="Publish?")
+    await airflow.set_task(key, task_id, "awaiting_input")

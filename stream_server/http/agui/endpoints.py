@@ -20,6 +20,7 @@ from stream_server.http.caller import airflow_api_for, refuse_foreign_origin
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.current_runs import find_current_run, identify_account, store_current_run
 from stream_server.http.chat.dags import find_chat_dag, refuse_paused_dag
+from stream_server.http.chat.open_requests import collect_open_requests
 from stream_server.http.chat.reading import read_frames_so_far
 from stream_server.http.chat.run import AnsweringRun, IdempotencyKey, close_on_error, trigger_run, watch_run
 from stream_server.http.chat.translated_stream import TranslatedStream
@@ -29,7 +30,7 @@ from stream_server.http.state import State
 from stream_server.http.triggering import TriggeredRun, compute_digest, name_run_in_errors
 from stream_server.journal.idempotency_keys import CANNOT_STORE
 from stream_server.protocol.bodies import Cancelled, DagItem
-from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.input_frames import Input
 
 TRANSPORT = "ag_ui"
 PURPOSE = "thread of AG-UI"
@@ -145,17 +146,8 @@ async def _answer_interrupts(request: Request, caller: Caller, wanted: RunInput)
 
 async def _read_open_requests(request: Request, caller: Caller, key: RunKey) -> list[Input]:
     """Return what tasks ask now. A question that has its answer already, as in a repeated request, is none."""
-    found: dict[tuple[str, int, int | None], Input] = {}
     run = await watch_run(request, caller, key)
-    for wire in await read_frames_so_far(request, run):
-        match wire.frame:
-            case Input() as asks:
-                found[asks.task_id, asks.map_index, asks.iteration] = asks
-            case InputAnswered() as answer:
-                found.pop((answer.task_id, answer.map_index, answer.iteration), None)
-            case _:
-                pass
-    return list(found.values())
+    return collect_open_requests([wire.frame for wire in await read_frames_so_far(request, run)])
 
 
 def _stream(request: Request, run: AnsweringRun, wanted: RunInput) -> Response:

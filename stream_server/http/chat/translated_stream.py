@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
+from stream_server.http.chat.open_requests import drop_closed_requests
 from stream_server.http.chat.run import AnsweringRun
 from stream_server.http.delivery.asgi_scope import abort_response
 from stream_server.http.delivery.due_frames import DueFrames, watch_due_frames
@@ -97,11 +98,8 @@ class TranslatedStream(Response):
         self._counters.frames += len(wires or ())
         if wires is None:
             return KEEP_ALIVE
-        return b"".join([self._translator.translate(frame) for frame in self._select([wire.frame for wire in wires])])
-
-    def _select(self, frames: list[AnyFrame]) -> list[AnyFrame]:
-        """Return those frames that became due together that are translated."""
-        return frames
+        frames_due = drop_closed_requests([wire.frame for wire in wires])
+        return b"".join([self._translator.translate(frame) for frame in frames_due])
 
     async def _write(self, data: bytes, send: Send) -> bool:
         with anyio.move_on_after(self._scheduler.close_timeout) as timeout:

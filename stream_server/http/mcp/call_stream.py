@@ -11,9 +11,6 @@ from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.delivery.due_frames import DueFrames
 from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.mcp.call_translator import CallTranslator
-from stream_server.http.mcp.tasks import collect_frames
-from stream_server.protocol.frames import AnyFrame
-from stream_server.protocol.input_frames import Input
 from stream_server.protocol.schema import Json
 
 TRANSPORT = "mcp"
@@ -42,12 +39,6 @@ class CallStream(TranslatedStream):
         super().__init__(run, translator, scheduler, TRANSPORT)
         self._calls, self._unfinished = translator, unfinished
         self._ends_at = None if max_seconds is None else time.monotonic() + max_seconds
-
-    @override
-    def _select(self, frames: list[AnyFrame]) -> list[AnyFrame]:
-        """Leave out the questions that are answered already: a client that connects gets them, too."""
-        requests = collect_frames(frames).requests
-        return [one for one in frames if not isinstance(one, Input) or any(one is asks for asks in requests)]
 
     @override
     async def _take(self, frames: DueFrames, seconds: float) -> bytes:

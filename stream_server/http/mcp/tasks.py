@@ -8,16 +8,14 @@ from typing import NamedTuple
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.chat.answer_form import build_elicitation
+from stream_server.http.chat.open_requests import OpenRequests
 from stream_server.http.mcp.references import CallReference, encode_reference
 from stream_server.http.mcp.results import build_result
-from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, RunTransition, Snapshot, TaskTransition
-from stream_server.protocol.input_frames import Input, InputAnswered
+from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, RunTransition, Snapshot
+from stream_server.protocol.input_frames import Input
 from stream_server.protocol.schema import Json
 
 POLL_INTERVAL_MS = 1000
-
-ASKING_STATES = ("running", "deferred", "awaiting_input")
-"""States of a task instance whose request for human input is open."""
 
 WORKING, INPUT_REQUIRED, COMPLETED, FAILED, CANCELLED = "working", "input_required", "completed", "failed", "cancelled"
 
@@ -44,7 +42,7 @@ class RunCollector:
 
     def __init__(self) -> None:
         self.collected = RunFrames(None, None, None, [])
-        self._requests: dict[tuple[str, int, int | None], Input] = {}
+        self._requests = OpenRequests()
 
     @property
     def is_empty(self) -> bool:
@@ -60,17 +58,14 @@ class RunCollector:
                 self.collected = self.collected._replace(outcome=frame)
             case Reset():
                 # Open requests follow again.
-                self._requests.clear()
-                self.collected = self.collected._replace(outcome=None)
+                self._requests.apply(frame)
+                self.collected = self.collected._replace(outcome=None, requests=[])
             case End():
                 self.collected = self.collected._replace(end=frame)
-            case Input():
-                self._requests[frame.task_id, frame.map_index, frame.iteration] = frame
-            case InputAnswered() | TaskTransition() if not _keeps_request(frame):
-                self._requests.pop((frame.task_id, frame.map_index, frame.iteration), None)
+            case _ if self._requests.apply(frame):
+                self.collected = self.collected._replace(requests=self._requests.requests)
             case _:
-                return
-        self.collected = self.collected._replace(requests=[*self._requests.values()])
+                pass
 
 
 def collect_frames(frames: Iterable[AnyFrame]) -> RunFrames:
@@ -78,11 +73,6 @@ def collect_frames(frames: Iterable[AnyFrame]) -> RunFrames:
     for frame in frames:
         collector.apply(frame)
     return collector.collected
-
-
-def _keeps_request(frame: InputAnswered | TaskTransition) -> bool:
-    """Whether a request for human input stays open, as far as a frame shows."""
-    return isinstance(frame, TaskTransition) and frame.state in ASKING_STATES
 
 
 def build_task(task_id: str, status: str, created_at: datetime | None, *, is_modern: bool) -> Json:
