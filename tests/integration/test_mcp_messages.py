@@ -286,6 +286,9 @@ async def test_a_call_without_an_answer_asks_again(
     assert again["inputRequests"] == first["inputRequests"]
     refused = await call(requestState=first["requestState"], inputResponses={"ask": {"action": "maybe"}})
     assert refused["error"]["code"] == -32602
+    empty = {"ask": {"action": "accept", "content": {}}}
+    refused = await call(requestState=first["requestState"], inputResponses=empty)
+    assert (refused["error"]["code"], stub.patches) == (-32602, []), "the default is not what the user has chosen"
     declined = await call(requestState=first["requestState"], inputResponses={"ask": {"action": "decline"}})
     assert declined["result"]["isError"]
     assert len(stub.triggers) == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from stream_server.errors import BadRequest
 from stream_server.protocol.bodies import InputAnswer
 from stream_server.protocol.input_frames import Input, InputParam
 from stream_server.protocol.schema import INVALID_JSON, Json
@@ -49,16 +50,27 @@ def build_elicitation(request: Input) -> Json:
 
 
 def read_answer(content: Any, request: Input) -> InputAnswer:  # noqa: ANN401 # any JSON value
-    """Return the answer that a user has given. Airflow checks it."""
+    """Return the answer that a user has given. Airflow checks the values.
+
+    Raises:
+        BadRequest: No option is chosen. Airflow chooses the default, if there is no answer in time.
+    """
     given = content if isinstance(content, dict) else {}
-    chosen = given.get(OPTION_FIELD, request.options if request.options == ONLY_OPTION else request.defaults or [])
+    chosen = given.get(OPTION_FIELD, request.options if request.options == ONLY_OPTION else None)
+    chosen = chosen if isinstance(chosen, list) else [chosen]
+    if not chosen or not all(isinstance(option, str | int | float) for option in chosen):
+        raise BadRequest(f"The answer must have `{OPTION_FIELD}`, with {_list_options(request)}")
     params = {}
     for name, param in request.params.items():
         # Airflow needs all fields, and a form may leave out those with a default.
         field = _name_field(name)
         params[name] = _read_value(given[field], param) if field in given else _decode(param.value)
-    options = [str(option) for option in (chosen if isinstance(chosen, list) else [chosen])]
-    return InputAnswer(options, params, request.asked_at.isoformat())
+    return InputAnswer([str(option) for option in chosen], params, request.asked_at.isoformat())
+
+
+def _list_options(request: Input) -> str:
+    kind = "one or more" if request.multiple else "one"
+    return f"{kind} of {', '.join([repr(option) for option in request.options])}"
 
 
 def _name_field(name: str) -> str:

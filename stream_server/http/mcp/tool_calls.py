@@ -11,7 +11,7 @@ from starlette.responses import Response
 from stream_server.auth.authorizer import Caller
 from stream_server.domain.dag_description import DagDescription
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import Draining, StreamServerError
+from stream_server.errors import BadRequest, Draining, StreamServerError
 from stream_server.http.caller import airflow_api_for
 from stream_server.http.chat.answer_form import ACCEPT, ACTIONS, read_answer
 from stream_server.http.chat.dags import find_tagged_dag, list_tagged_dags, refuse_paused_dag
@@ -125,6 +125,9 @@ async def answer_elicitation(
     """Pass the answer of a client to Airflow, with the caller's rights. Return whether the user has given one.
 
     A request that is not open any more needs no answer.
+
+    Raises:
+        RpcError: The answer has no option.
     """
     action = response.get("action") if isinstance(response, dict) else None
     if action != ACCEPT or reference.task_id is None:
@@ -133,7 +136,10 @@ async def answer_elicitation(
         (one for one in (await read_run(request, caller, reference.key)).requests if _fits(one, reference)), None
     )
     if asks is not None:
-        answer = read_answer(response.get("content"), asks)
+        try:
+            answer = read_answer(response.get("content"), asks)
+        except BadRequest as error:
+            raise RpcError(INVALID_PARAMS, str(error)) from None
         airflow = airflow_api_for(request, caller)
         await send_answer(airflow, reference.key, (asks.task_id, asks.map_index, asks.iteration), answer)
     return True

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from mcp_types import ElicitRequestFormParams
 
+from stream_server.errors import BadRequest
 from stream_server.http.chat.answer_form import OPTION_FIELD, build_elicitation, read_answer
 from stream_server.protocol.input_frames import Input, InputParam
 
@@ -102,9 +103,14 @@ def test_a_param_may_have_the_name_of_the_choice() -> None:
     assert answer.asked_at == ASKED_AT.isoformat()
 
 
-@pytest.mark.parametrize("content", [None, [], "x", {OPTION_FIELD: None}, {OPTION_FIELD: 5}])
-def test_any_content_is_an_answer_that_airflow_checks(content: object) -> None:
-    assert isinstance(read_answer(content, build_request()).chosen_options, list)
+@pytest.mark.parametrize("content", [None, [], "x", {}, {OPTION_FIELD: None}, {OPTION_FIELD: []}, {OPTION_FIELD: [{}]}])
+def test_an_answer_without_an_option_does_not_choose_the_default(content: object) -> None:
+    with pytest.raises(BadRequest, match="must have `chosen_options`, with one of 'Approve', 'Reject'"):
+        read_answer(content, build_request(defaults=["Approve"]))
+
+
+def test_a_number_is_an_answer_that_airflow_checks() -> None:
+    assert read_answer({OPTION_FIELD: 5}, build_request()).chosen_options == ["5"]
 
 
 def test_fields_that_a_form_leaves_out_keep_their_values() -> None:
