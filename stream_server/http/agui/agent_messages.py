@@ -26,6 +26,9 @@ class AgentMessages:
         self._known = {message.id: message.text for message in known}
         """By id, the text that the client has, and that the frames have not repeated."""
 
+        self._known_arguments = {call: text for message in known for call, text in message.arguments.items()}
+        """By call, the arguments that the client has."""
+
         self._open: dict[str, None] = {}
         """Ids of open reasoning messages."""
 
@@ -93,9 +96,11 @@ class AgentMessages:
 
     def _call(self, call_id: str, step: ToolStarted) -> list[Json]:
         self._pending[call_id] = None
-        if call_id in self._known:
+        arguments, known = bytes(step.arguments).decode(), self._known_arguments.get(call_id)
+        if known == arguments:
             return []
-        arguments = bytes(step.arguments).decode()
+        # Clients append to the arguments of a call that they have.
+        arguments = arguments.removeprefix(known or "")
         return [
             {"type": "TOOL_CALL_START", "toolCallId": call_id, "toolCallName": step.name},
             {"type": "TOOL_CALL_ARGS", "toolCallId": call_id, "delta": arguments},

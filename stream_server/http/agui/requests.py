@@ -16,12 +16,21 @@ ROLES = frozenset({"system", "user", "assistant"})
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, rename="camel"):
     """A message, as far as it is read."""
 
     id: str = ""
     role: str = ""
     content: Any = None
+    tool_calls: Any = None
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The arguments of its tool calls, by the id of the call. A lost connection may have cut them."""
+        calls = [one for one in self.tool_calls if isinstance(one, dict)] if isinstance(self.tool_calls, list) else []
+        functions = {str(one.get("id")): one.get("function") for one in calls}
+        found = {call: function.get("arguments") for call, function in functions.items() if isinstance(function, dict)}
+        return {call: arguments for call, arguments in found.items() if isinstance(arguments, str)}
 
     @property
     def text(self) -> str:

@@ -153,16 +153,16 @@ class AgUiTranslator:
             case Failed():
                 self.is_complete = True
                 reconnect = {"metadata": {"airflow": {"reconnect": not step.is_final}}}
-                return [
-                    *self._end_all(),
-                    {"type": "RUN_ERROR", "message": step.message, "code": step.code, **reconnect},
-                ]
+                # Calls get their results in a later response, if there is one.
+                agents = self._agents.end() if step.is_final else self._agents.end_reasoning()
+                error = {"type": "RUN_ERROR", "message": step.message, "code": step.code, **reconnect}
+                return [*agents, *self._end_text(), *self._end_steps(), error]
             case Finished():
                 self.is_complete = True
                 finished = {**self._begin("RUN_FINISHED"), "outcome": {"type": "success"}}
                 if self._result is not None:
                     finished["result"] = self._result
-                return [*self._end_all(), finished]
+                return [*self._agents.end(), *self._end_text(), *self._end_steps(), finished]
 
     def _append(self, text: str) -> list[Json]:
         if not text:
@@ -173,9 +173,6 @@ class AgUiTranslator:
             self._is_text_open = True
             events.append({"type": "TEXT_MESSAGE_START", "messageId": self._message_id, "role": "assistant"})
         return [*events, {"type": "TEXT_MESSAGE_CONTENT", "messageId": self._message_id, "delta": text}]
-
-    def _end_all(self) -> list[Json]:
-        return [*self._agents.end(), *self._end_text(), *self._end_steps()]
 
     def _end_text(self) -> list[Json]:
         was_open, self._is_text_open = self._is_text_open, False

@@ -96,7 +96,8 @@ export class RunEvents {
         break
       }
       case "TOOL_CALL_START":
-        this.#find(toolCallId, "assistant").toolCalls = [
+        // Arguments of a call that was cut go on.
+        this.#find(toolCallId, "assistant").toolCalls ??= [
           { id: toolCallId ?? "", type: "function", function: { name: toolCallName ?? "", arguments: "" } },
         ]
         break

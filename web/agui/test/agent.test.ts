@@ -105,6 +105,25 @@ describe("run", () => {
     expect(server.calls.map(({ body }) => body.messages[1]?.content)).toEqual([undefined, "Be", "Be", "Becau"])
   })
 
+  test("continues a tool call that was cut", async () => {
+    const id = `${RUN}/answer/1/c1`
+    const start = { type: "TOOL_CALL_START", toolCallId: id, toolCallName: "look_up" }
+    const args = (delta: string) => ({ type: "TOOL_CALL_ARGS", toolCallId: id, delta })
+    const server = createServer(
+      [STARTED, start, args('{"of":')],
+      [STARTED, start, args('"sky"}'), { type: "TOOL_CALL_END", toolCallId: id }, CLOSING],
+      [STARTED, FINISHED],
+    )
+    const { agent } = createAgent(server)
+    await agent.runAgent({ runId: "r1" })
+    const argumentsIn = (messages: Message[] | undefined) =>
+      messages
+        ?.flatMap((one) => (one.role === "assistant" ? (one.toolCalls ?? []) : []))
+        .map((one) => one.function.arguments)
+    expect(argumentsIn(agent.messages)).toEqual(['{"of":"sky"}'])
+    expect(argumentsIn(server.calls[2]?.body.messages)).toEqual(['{"of":"sky"}'])
+  })
+
   test("repeats the request as long as it was not answered", async () => {
     const server = createServer(503, [STARTED, FINISHED])
     const { agent } = createAgent(server)

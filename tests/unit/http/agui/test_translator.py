@@ -9,8 +9,10 @@ import pytest
 from stream_server.http.agui.requests import decode_run_input
 from stream_server.http.agui.run_document import MAX_TASKS
 from stream_server.http.agui.translator import AgUiTranslator
+from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import (
     AnyFrame,
+    Close,
     End,
     Reset,
     Result,
@@ -241,11 +243,42 @@ def test_thinking_and_tool_calls_are_messages_of_their_own() -> None:
     ]
 
 
+def build_call(call: str, arguments: str) -> dict[str, Any]:
+    call_id = f"{KEY.run_id}/answer/1/{call}"
+    function = {"name": "look_up", "arguments": arguments}
+    return {
+        "id": call_id,
+        "role": "assistant",
+        "toolCalls": [{"id": call_id, "type": "function", "function": function}],
+    }
+
+
+@pytest.mark.parametrize("known", ["", '{"of":'])
+def test_a_call_whose_arguments_were_cut_gets_the_rest(known: str) -> None:
+    events = translate(build_translator(build_call("c1", known)), EMPTY, *agent_frames()[:3])
+    (delta,) = [event["delta"] for event in events if event["type"] == "TOOL_CALL_ARGS"]
+    assert known + delta == '{"of":"sky"}'
+
+
+@pytest.mark.parametrize("calls", [5, [5], [{"id": 5}], [{"id": "c1", "function": {}}], [{"function": 5}]])
+def test_calls_of_another_form_are_ignored(calls: object) -> None:
+    message = {"id": f"{KEY.run_id}/answer/1/c1", "role": "assistant", "toolCalls": calls}
+    events = translate(build_translator(message), EMPTY, *agent_frames()[:3])
+    assert types_of(events).count("TOOL_CALL_START") == 1
+
+
+def test_a_server_that_stops_leaves_calls_without_a_result_to_a_later_response() -> None:
+    closing = Close(code=CloseCode.DRAINING, reason="stops", reconnect=True)
+    events = translate(build_translator(), EMPTY, *agent_frames()[:3], closing)
+    assert "TOOL_CALL_RESULT" not in types_of(events)
+    assert types_of(events)[-1] == "RUN_ERROR"
+
+
 def test_a_client_that_connects_again_gets_no_message_of_an_agent_twice() -> None:
     prefix = f"{KEY.run_id}/answer/1"
     known = [
         {"id": f"{prefix}/thinking-1", "role": "reasoning", "content": "They ask wh"},
-        {"id": f"{prefix}/c1", "role": "assistant", "toolCalls": [{"id": f"{prefix}/c1"}]},
+        build_call("c1", '{"of":"sky"}'),
     ]
     events = translate(build_translator(*known), EMPTY, *agent_frames())
     assert [event["delta"] for event in events if event["type"] == "REASONING_MESSAGE_CONTENT"] == ["y. ", "So."]
