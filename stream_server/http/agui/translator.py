@@ -89,10 +89,12 @@ class AgUiTranslator:
                 return
             case Reset():
                 yield from self._end_steps()
+                self._result = None
             case Result() if not frame.withheld:
                 values = frame.results
                 # Values as JSON, without decoding them.
-                self._result = next(iter(values.values())) if len(values) == 1 else values or None
+                is_only = len(values) == 1 and not frame.references
+                self._result = next(iter(values.values())) if is_only else values or None
         yield from self._activities.translate(frame)
 
     def _begin_anew(self, snapshot: Snapshot) -> Iterator[Json]:

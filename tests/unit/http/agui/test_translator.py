@@ -10,6 +10,7 @@ from stream_server.http.agui.requests import decode_run_input
 from stream_server.http.agui.run_document import MAX_TASKS
 from stream_server.http.agui.translator import AgUiTranslator
 from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import (
     AnyFrame,
     Close,
@@ -149,6 +150,18 @@ def test_the_state_is_bounded() -> None:
         "STATE_DELTA",
         "STEP_FINISHED",
     ]
+
+
+def test_a_result_that_is_taken_back_is_not_sent() -> None:
+    end = End(**IDS, state="success", outcome="none")
+    events = translate(build_translator(), EMPTY, result("old"), Reset(**IDS, reason="cleared"), EMPTY, end)
+    assert (events[-1]["type"], "result" in events[-1]) == ("RUN_FINISHED", False)
+
+
+def test_one_of_several_results_is_named() -> None:
+    outcome = Result(**IDS, results={"a": raw(1)}, references={"b": Reference(href="/x", bytes=5)})
+    events = translate(build_translator(), EMPTY, chunk("Be"), outcome, END)
+    assert events[-1]["result"] == {"a": 1}
 
 
 def test_only_the_text_that_the_client_lacks_is_sent() -> None:
