@@ -29,6 +29,9 @@ class AgentMessages:
         self._known_arguments = {call: text for message in known for call, text in message.arguments.items()}
         """By call, the arguments that the client has."""
 
+        self._sections: dict[str, None] = {}
+        """Ids of the reasoning messages that the frames have repeated or begun."""
+
         self._open: dict[str, None] = {}
         """Ids of open reasoning messages."""
 
@@ -47,8 +50,39 @@ class AgentMessages:
             case ToolEnded():
                 return [*self.end_reasoning(), *self._finish_call(self._identify(step.call_id), read_content(step))]
 
-    def build(self, steps: list[AgentStep]) -> list[Json]:
-        """Return the messages of the steps that hold."""
+    def is_at_odds(self, step: AgentStep) -> bool:
+        """Whether the client has other messages than those that the step continues: old output was dropped."""
+        match step:
+            case Thought():
+                message_id = self._identify(step.section)
+                known = self._known.get(message_id)
+                if known is None:
+                    return message_id not in self._sections and self._lacks_earlier_section(message_id)
+                return not (known.startswith(step.text) or step.text.startswith(known))
+            case ToolStarted():
+                known = self._known_arguments.get(self._identify(step.call_id), "")
+                return not bytes(step.arguments).decode().startswith(known)
+            case ToolEnded():
+                return False
+
+    def _lacks_earlier_section(self, message_id: str) -> bool:
+        """Whether the client has an earlier section of the same attempt that the frames do not have any more."""
+        attempt, _, index = message_id.rpartition("-")
+        known = [other.rpartition("-") for other in self._known if other not in self._sections]
+        return any(place == attempt and other.isdecimal() and int(other) < int(index) for place, _, other in known)
+
+    def replace(self, steps: list[AgentStep]) -> list[Json]:
+        """Return the messages of the steps that hold. The client gets them instead of all that it has of the run."""
+        self._known.clear()
+        self._known_arguments.clear()
+        self._open.clear()
+        self._sections = {self._identify(step.section): None for step in steps if isinstance(step, Thought)}
+        ended = {step.call_id for step in steps if isinstance(step, ToolEnded)}
+        started = [step.call_id for step in steps if isinstance(step, ToolStarted)]
+        self._pending = {self._identify(call_id): None for call_id in started if call_id not in ended}
+        return self._build(steps)
+
+    def _build(self, steps: list[AgentStep]) -> list[Json]:
         messages: dict[str, Json] = {}
         for step in steps:
             match step:
@@ -82,6 +116,7 @@ class AgentMessages:
         return [{"type": kind, "messageId": message_id} for message_id in ids for kind in kinds]
 
     def _think(self, message_id: str, text: str) -> list[Json]:
+        self._sections[message_id] = None
         known = self._known.get(message_id, "")
         self._known[message_id] = known[len(text) :]
         rest = text.removeprefix(known)

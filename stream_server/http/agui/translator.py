@@ -15,7 +15,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.http.agui.activities import Activities
 from stream_server.http.agui.agent_messages import AgentMessages
 from stream_server.http.agui.interrupts import build_interrupt, identify_interrupt, is_answerable
-from stream_server.http.agui.requests import RunInput
+from stream_server.http.agui.requests import Message, RunInput
 from stream_server.http.agui.run_document import RunDocument
 from stream_server.http.chat.agent_steps import Thought, ToolEnded, ToolStarted
 from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step, name_instance
@@ -50,13 +50,11 @@ class AgUiTranslator:
         """Id of the message with the answer. It is the same in all responses about the DAG run."""
 
         messages = list(zip(wanted.messages, wanted.read_messages(), strict=True))
-        self._history: list[Any] = [raw for raw, message in messages if not message.id.startswith(key.run_id)]
+        self._history: list[Any] = [raw for raw, message in messages if self._is_history(message)]
         """The messages about other things than this DAG run."""
 
-        self._text = "".join([message.text for _, message in messages if message.id == self._message_id])
-        """The text that the client has."""
-
-        self._answer = Answer(keeps_agent_steps=True, shown=self._text)
+        shown = "".join([message.text for _, message in messages if message.id == self._message_id])
+        self._answer = Answer(keeps_agent_steps=True, shown=shown)
         self._document = RunDocument(wanted.state)
         self._steps: dict[str, None] = {}
         """Names of the open steps, in their order."""
@@ -65,6 +63,11 @@ class AgUiTranslator:
         self._agents = AgentMessages(key.run_id, [message for _, message in messages])
         self._is_text_open = False
         self._result: Any = None
+
+    def _is_history(self, message: Message) -> bool:
+        # Clients keep the activities that a snapshot of the messages lacks, if it has none.
+        is_own = message.id == self._message_id or message.id.startswith(f"{self._message_id}/")
+        return not is_own and message.role != "activity"
 
     def start(self) -> bytes:
         return _encode([{**self._begin("RUN_STARTED"), "protocolVersion": PROTOCOL_VERSION, **_name_run(self._key)}])
@@ -145,10 +148,10 @@ class AgUiTranslator:
                 return self._append(step.text)
             case Restart():
                 # No event takes text back. A snapshot of the messages replaces them.
-                self._text = ""
-                return [*self._end_text(), self._build_messages(""), *self._append(step.text)]
+                return [*self._replace_messages(""), *self._append(step.text)]
             case Thought() | ToolStarted() | ToolEnded():
-                return self._agents.translate(step)
+                is_at_odds = self._agents.is_at_odds(step)
+                return self._replace_messages(self._answer.sent_text) if is_at_odds else self._agents.translate(step)
             case Activity():
                 # Clients get the states of tasks themselves.
                 return []
@@ -169,7 +172,6 @@ class AgUiTranslator:
     def _append(self, text: str) -> list[Json]:
         if not text:
             return []
-        self._text += text
         events = self._agents.end_reasoning()
         if not self._is_text_open:
             self._is_text_open = True
@@ -183,11 +185,12 @@ class AgUiTranslator:
     def _build_state(self) -> Json:
         return {"type": "STATE_SNAPSHOT", "snapshot": self._document.build_state()}
 
-    def _build_messages(self, text: str) -> Json:
-        messages = [*self._history, *self._agents.build(self._answer.agent_steps)]
+    def _replace_messages(self, text: str) -> list[Json]:
+        events = [*self._agents.end_reasoning(), *self._end_text()]
+        messages = [*self._history, *self._agents.replace(self._answer.restore_agent_steps())]
         if text:
             messages.append({"id": self._message_id, "role": "assistant", "content": text})
-        return {"type": "MESSAGES_SNAPSHOT", "messages": messages}
+        return [*events, {"type": "MESSAGES_SNAPSHOT", "messages": messages}]
 
     def _begin(self, kind: str) -> Json:
         return {"type": kind, "threadId": self._wanted.thread_id, "runId": self._wanted.run_id}

@@ -134,7 +134,7 @@ class UiMessageTranslator:
             # It removes the data parts, too.
             self._is_text_open = False
             self._open_sections.clear()
-            agent = [chunk for step in self._answer.agent_steps for chunk in self._translate_agent_step(step)]
+            agent = [chunk for step in self._answer.restore_agent_steps() for chunk in self._translate_agent_step(step)]
             return [{"type": "reset-step"}, *self._data.values(), *agent, *self._append(text)]
         ended = self._text_id
         return [*self._end_text(), {"type": "data-reset", "data": {"text_id": ended}}, *self._append(text)]

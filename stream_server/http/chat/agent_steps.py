@@ -81,8 +81,12 @@ class AgentSteps:
 
         self._keeps_standing = keeps_standing
         self._standing: list[AgentStep] = []
-        self._sections: dict[str, int] = {}
-        self._is_thinking: set[str] = set()
+        self._standing_index: dict[str, int] = {}
+        """By attempt, the index after the frames of the steps that hold."""
+
+        self._sections: dict[str, str] = {}
+        """By attempt, the section of thinking that has not ended."""
+
         self._names: dict[str, str] = {}
 
     @property
@@ -93,9 +97,13 @@ class AgentSteps:
     def retract(self) -> None:
         """Begin again: the steps that hold come again."""
         self._standing.clear()
-        # The frames that come again get the same sections.
+        self._standing_index.clear()
         self._sections.clear()
-        self._is_thinking.clear()
+
+    def restore(self) -> list[AgentStep]:
+        """Return the steps that hold, for a client that has no others. Those that come again follow."""
+        self._next_index = dict(self._standing_index)
+        return self.standing
 
     def add(self, frame: OutputFrame, instance: str) -> list[AgentStep]:
         """Return what a client learns from a frame with output of a task instance, which has a unique name."""
@@ -104,10 +112,11 @@ class AgentSteps:
         if step is None:
             # Output that is not of an agent ends the section, too. Progress does not.
             if isinstance(frame, Chunk):
-                self._is_thinking.discard(attempt)
+                self._sections.pop(attempt, None)
             return []
         if self._keeps_standing:
             self._standing.append(step)
+        self._standing_index[attempt] = frame.index + 1
         if frame.index < self._next_index.get(attempt, 0):
             return []
         self._next_index[attempt] = frame.index + 1
@@ -116,17 +125,16 @@ class AgentSteps:
     def _build_step(self, frame: OutputFrame, attempt: str) -> AgentStep | None:
         match frame:
             case Thinking(value=str() as text):
-                if attempt not in self._is_thinking:
-                    self._is_thinking.add(attempt)
-                    self._sections[attempt] = self._sections.get(attempt, 0) + 1
-                return Thought(f"{attempt}/thinking-{self._sections[attempt]}", text)
+                # The place in the output is the same for clients that connect after old output was dropped.
+                section = self._sections.setdefault(attempt, f"{attempt}/thinking-{frame.index}")
+                return Thought(section, text)
             case ToolCall() if frame.value is not msgspec.UNSET:
-                self._is_thinking.discard(attempt)
+                self._sections.pop(attempt, None)
                 call_id = f"{attempt}/{frame.value.id}"
                 self._names[call_id] = frame.value.name
                 return ToolStarted(call_id, frame.value.name, frame.value.arguments)
             case ToolResult() if frame.value is not msgspec.UNSET:
-                self._is_thinking.discard(attempt)
+                self._sections.pop(attempt, None)
                 call_id = f"{attempt}/{frame.value.id}"
                 result = EMPTY if frame.value.result is msgspec.UNSET else frame.value.result
                 failed = frame.value.error is not None

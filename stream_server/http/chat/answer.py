@@ -93,6 +93,15 @@ class Answer:
         """What agents have done and was not retracted, oldest first."""
         return self._agents.standing
 
+    @property
+    def sent_text(self) -> str:
+        """The text that the client has."""
+        return self._text.sent
+
+    def restore_agent_steps(self) -> list[AgentStep]:
+        """Return what holds of `agent_steps`, for a client that has lost them. Those that come again follow."""
+        return self._agents.restore()
+
     def apply(self, frame: AnyFrame) -> list[Step]:
         """Return what a client learns from a frame."""
         match frame:

@@ -60,6 +60,11 @@ class AnswerText:
         return "\n".join(["".join(parts) for parts in (self._parts, *self._waiting.values()) if parts])
 
     @property
+    def sent(self) -> str:
+        """The text that the client has."""
+        return self._shown if self._repeated < len(self._shown) else "".join(self._parts)
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no text since the last retraction."""
         return not self._parts and not self._waiting
@@ -93,7 +98,7 @@ class AnswerText:
             final: The whole text; `None` if it is the output of the tasks.
         """
         whole = self.text if final is None else final
-        shown = self._shown if self._repeated < len(self._shown) else "".join(self._parts)
+        shown = self.sent
         self._parts, self._shown, self._repeated = [whole], "", 0
         self._waiting.clear()
         # An agent returns its last message, and has streamed earlier ones before it: `authoring.pydantic_ai`.

@@ -290,13 +290,65 @@ def test_a_server_that_stops_leaves_calls_without_a_result_to_a_later_response()
 def test_a_client_that_connects_again_gets_no_message_of_an_agent_twice() -> None:
     prefix = f"{KEY.run_id}/answer/1"
     known = [
-        {"id": f"{prefix}/thinking-1", "role": "reasoning", "content": "They ask wh"},
+        {"id": f"{prefix}/thinking-0", "role": "reasoning", "content": "They ask wh"},
         build_call("c1", '{"of":"sky"}'),
     ]
     events = translate(build_translator(*known), EMPTY, *agent_frames())
     assert [event["delta"] for event in events if event["type"] == "REASONING_MESSAGE_CONTENT"] == ["y. ", "So."]
     assert [event["toolCallId"] for event in events if event["type"] == "TOOL_CALL_START"] == [f"{prefix}/c2"]
     assert [event["toolCallId"] for event in events if event["type"] == "TOOL_CALL_RESULT"] == [f"{prefix}/c1"]
+
+
+def think(index: int, *, task_id: str = "answer") -> Thinking:
+    return Thinking(**{**output(index), "task_id": task_id}, value=f"w{index} ")
+
+
+def apply_to_client(messages: list[dict[str, Any]], events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the texts by id after some events, as a client has them."""
+    texts = {message["id"]: message["content"] for message in messages}
+    for event in events:
+        if event["type"] == "MESSAGES_SNAPSHOT":
+            texts = {message["id"]: message.get("content") for message in event["messages"] if message != QUESTION}
+        elif event["type"] in {"REASONING_MESSAGE_CONTENT", "TEXT_MESSAGE_CONTENT"}:
+            texts[event["messageId"]] = texts.get(event["messageId"], "") + event["delta"]
+    return texts
+
+
+@pytest.mark.parametrize("first", [1, 4, 8])
+def test_thinking_whose_beginning_was_dropped_replaces_what_the_client_has(first: int) -> None:
+    section = f"{KEY.run_id}/answer/1/thinking"
+    known = [
+        {"id": KEY.run_id, "role": "assistant", "content": "Be"},
+        {"id": f"{section}-0", "role": "reasoning", "content": "".join([f"w{index} " for index in range(8)])},
+    ]
+    events = translate(build_translator(*known), EMPTY, *[think(index) for index in range(first, 10)])
+    texts = apply_to_client(known, events)
+    assert texts == {
+        KEY.run_id: "Be",
+        f"{section}-{first}": "".join([f"w{index} " for index in range(first, 10)]),
+    }
+    assert types_of(events).count("MESSAGES_SNAPSHOT") == 1
+
+
+def test_what_comes_again_after_a_snapshot_of_the_messages_is_sent_again() -> None:
+    translator = build_translator()
+    plan = [think(0, task_id="plan"), think(1, task_id="plan")]
+    before = translate(translator, EMPTY, chunk("Because"), *plan)
+    texts = apply_to_client([], before)
+    after = translate(translator, Reset(**IDS, reason="retried"), EMPTY, chunk("Bees", 0, 2), *plan)
+    assert apply_to_client([{"id": one, "content": text} for one, text in texts.items()], after) == {
+        KEY.run_id: "Bees",
+        f"{KEY.run_id}/plan/1/thinking-0": "w0 w1 ",
+    }
+
+
+def test_a_snapshot_of_the_messages_keeps_those_of_other_runs() -> None:
+    other = {"id": f"{KEY.run_id}0", "role": "assistant", "content": "Yes"}
+    activity = {"id": "other/progress", "role": "activity", "content": {}}
+    translator = build_translator(other, activity)
+    events = translate(translator, EMPTY, chunk("B"), Reset(**IDS, reason="retried"), EMPTY, chunk("C", 0, 2))
+    (snapshot,) = [event for event in events if event["type"] == "MESSAGES_SNAPSHOT"]
+    assert snapshot["messages"] == [QUESTION, other]
 
 
 def test_messages_of_an_agent_that_is_retried_are_taken_back_with_its_text() -> None:
@@ -307,9 +359,9 @@ def test_messages_of_an_agent_that_is_retried_are_taken_back_with_its_text() -> 
     prefix = f"{KEY.run_id}/answer/2"
     assert [message["id"] for message in snapshot["messages"]] == [
         "m1",
-        f"{prefix}/thinking-1",
+        f"{prefix}/thinking-0",
         f"{prefix}/c1",
         f"{prefix}/c1/result",
-        f"{prefix}/thinking-2",
+        f"{prefix}/thinking-4",
     ]
     assert snapshot["messages"][1]["content"] == "They ask why. "

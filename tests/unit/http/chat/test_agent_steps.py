@@ -55,15 +55,15 @@ def test_a_section_of_thinking_ends_with_other_output_but_progress() -> None:
         output(Thinking, 6, "d"),
     )
     assert steps == [
-        Thought("answer/1/thinking-1", "a"),
+        Thought("answer/1/thinking-0", "a"),
         Activity("answer: half"),
-        Thought("answer/1/thinking-1", "b"),
-        Thought("plan/1/thinking-1", "other"),
+        Thought("answer/1/thinking-0", "b"),
+        Thought("plan/1/thinking-0", "other"),
         Append("text"),
-        Thought("answer/1/thinking-2", "c"),
+        Thought("answer/1/thinking-4", "c"),
         STARTED,
         Activity("answer: calls get_weather"),
-        Thought("answer/1/thinking-3", "d"),
+        Thought("answer/1/thinking-6", "d"),
     ]
 
 
@@ -84,8 +84,8 @@ def test_what_holds_after_a_retraction_is_no_news() -> None:
     apply(answer, Reset(**KEY._asdict(), reason="retried"))
     assert answer.agent_steps == []
     assert apply(answer, other) == []
-    assert apply(answer, output(Thinking, 0, "again", try_number=2)) == [Thought("answer/2/thinking-1", "again")]
-    assert answer.agent_steps == [Thought("plan/1/thinking-1", "other"), Thought("answer/2/thinking-1", "again")]
+    assert apply(answer, output(Thinking, 0, "again", try_number=2)) == [Thought("answer/2/thinking-0", "again")]
+    assert answer.agent_steps == [Thought("plan/1/thinking-0", "other"), Thought("answer/2/thinking-0", "again")]
 
 
 def test_sections_continue_after_a_retraction() -> None:
@@ -99,6 +99,15 @@ def test_sections_continue_after_a_retraction() -> None:
     apply(answer, Reset(**KEY._asdict(), reason="retried"), *frames)
     assert apply(answer, output(Thinking, 3, "c", task_id="plan")) == [Thought("plan/1/thinking-2", "c")]
     assert before[-1] == Thought("plan/1/thinking-2", "b")
+
+
+def test_a_client_that_has_lost_its_steps_gets_those_that_come_again() -> None:
+    answer = Answer(keeps_agent_steps=True)
+    frames = [output(Thinking, 0, "a", task_id="plan"), output(Thinking, 1, "b", task_id="plan")]
+    apply(answer, *frames)
+    apply(answer, Reset(**KEY._asdict(), reason="retried"), frames[0])
+    assert answer.restore_agent_steps() == [Thought("plan/1/thinking-0", "a")]
+    assert apply(answer, frames[1]) == [Thought("plan/1/thinking-0", "b")]
 
 
 def test_withheld_output_is_no_step() -> None:
