@@ -87,7 +87,8 @@ export class AirflowAgent extends AbstractAgent {
       const abort = new AbortController()
       const events = new RunEvents(input.messages, (event) => subscriber.next(event))
       const thread = `${this.path}/${encodeURIComponent(input.threadId)}`
-      const cancel = () => {
+      let isCancelled = false
+      const stop = () => {
         abort.abort()
         finish(events, input, { type: "cancelled" })
         this.request("POST", `${thread}/stop`).then(
@@ -95,17 +96,25 @@ export class AirflowAgent extends AbstractAgent {
           (error) => subscriber.error(error),
         )
       }
+      const cancel = () => {
+        if (isCancelled) return
+        isCancelled = true
+        // Until then, the run of the thread may be that of an earlier question, or none.
+        if (events.isStarted) stop()
+        else events.onStarted = stop
+      }
       this.cancel = cancel
       const paths = { run: this.path, connect: `${thread}/connect` }
       followRun({ server: this.server, paths, input, isConnect, events, signal: abort.signal })
         .then(() => {
           if (abort.signal.aborted) return
-          if (!events.isStarted && input.messages.length > 0) restore(events, input)
+          if (!(events.isStarted || isCancelled) && input.messages.length > 0) restore(events, input)
           subscriber.complete()
         })
         .catch((error) => subscriber.error(error))
       return () => {
-        abort.abort()
+        // A run that is to be stopped has to start first.
+        if (events.isStarted || !isCancelled) abort.abort()
         if (this.cancel === cancel) this.cancel = null
       }
     })

@@ -31,6 +31,8 @@ export class RunEvents {
   isStarted = false
   /** Whether the run of the protocol has ended. */
   isComplete = false
+  /** Called when the run has started, after all events of the start. */
+  onStarted: () => void = () => {}
   readonly #emit: (event: BaseEvent) => void
   #messages: KnownMessage[]
   /** The ends of what is open, by the beginning. */
@@ -72,6 +74,7 @@ export class RunEvents {
     this.isStarted = true
     this.#emit(event as unknown as BaseEvent)
     if (restored.length > 0) this.#emit({ type: "MESSAGES_SNAPSHOT", messages: restored } as unknown as BaseEvent)
+    this.onStarted()
   }
 
   #track(event: WireEvent): void {

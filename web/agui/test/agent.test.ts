@@ -1,6 +1,6 @@
 import type { BaseEvent, Message } from "@ag-ui/client"
 import type { Platform } from "airflow-stream-client"
-import { describe, expect, test } from "vitest"
+import { describe, expect, test, vi } from "vitest"
 import { AirflowAgent, type ConversationStorage } from "../src/index.js"
 
 const RUN = "manual__1"
@@ -170,6 +170,29 @@ describe("run", () => {
     await agent.runAgent({ runId: "r1" })
     expect(server.calls.map(({ path }) => path)).toEqual([PATH, `${PATH}/t1/stop`])
     expect(types().slice(-2)).toEqual(["TEXT_MESSAGE_END", "RUN_FINISHED"])
+  })
+
+  test.each([false, true])("stops a run that has not started when it has, also after leaving: %s", async (leaves) => {
+    const server = createServer([STARTED, ...text("Be")])
+    let answer = () => {}
+    const gate = new Promise<void>((resolve) => {
+      answer = resolve
+    })
+    const fetch: typeof globalThis.fetch = async (url, init) => {
+      const response = await server.platform.fetch(url, init)
+      if (!String(url).endsWith("/stop")) await gate
+      return response
+    }
+    const { agent, types } = createAgent({ platform: { ...server.platform, fetch } })
+    const ended = agent.runAgent({ runId: "r1" }).catch(() => {})
+    await vi.waitFor(() => expect(server.calls).toHaveLength(1))
+    agent.abortRun()
+    if (leaves) await agent.detachActiveRun()
+    expect(server.calls.map(({ path }) => path)).toEqual([PATH])
+    answer()
+    await ended
+    await vi.waitFor(() => expect(server.calls.map(({ path }) => path)).toEqual([PATH, `${PATH}/t1/stop`]))
+    if (!leaves) expect(types()).toEqual(["RUN_STARTED", "RUN_FINISHED"])
   })
 
   test("leaving does not stop it", async () => {
