@@ -127,6 +127,11 @@ async def prepare_cancellation(
     )
 
 
+async def find_claimed_run(state: State, dag_id: str, key: str) -> str | None:
+    """Return the run that an earlier request with an idempotency key has triggered; `None` if there is none."""
+    return await state["idempotency_keys"].find_run(_digest_key(dag_id, key))
+
+
 @contextmanager
 def name_run_in_errors(request: Request, key: RunKey) -> Iterator[None]:
     """Add id and URL of the triggered run to errors, so that clients don't trigger it again."""
@@ -146,6 +151,10 @@ def compute_digest(value: object) -> bytes:
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
 
 
+def _digest_key(dag_id: str, key: str) -> bytes:
+    return compute_digest([dag_id, key])
+
+
 async def _run_exists(state: State, key: RunKey) -> bool:
     try:
         (await state["hub"].subscribe(key, WatchOptions(), is_client=False)).close()
@@ -158,7 +167,7 @@ async def _claim_key(state: State, dag_id: str, body: Mapping[str, Any], key: st
     """Return the run of an idempotency key."""
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"`Idempotency-Key` must have 1 to {MAX_KEY_LENGTH} characters, got {len(key)}")
-    digest, request = compute_digest([dag_id, key]), compute_digest(body)
+    digest, request = _digest_key(dag_id, key), compute_digest(body)
     named = body.get("dag_run_id")
     # Checked before the claim: a concurrent request with the same key may create the run at any time after it.
     existed = named is not None and await _run_exists(state, RunKey(dag_id, named))

@@ -288,6 +288,27 @@ async def test_an_answer_continues_after_a_lost_connection_and_at_another_server
     assert stub.patches == []
 
 
+async def test_a_repeated_request_attaches_with_the_messages_that_the_client_has_by_then(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        async with plain.stream("POST", AGENT, json=BODY):
+            key = await begin_answer(airflow, stub, "Be")
+        known = [
+            {"id": f"{key.run_id}/answer/1/c1", "role": "tool", "toolCallId": "c1", "content": "5"},
+            {"id": key.run_id, "role": "assistant", "content": "Be"},
+        ]
+        body = {**BODY, "messages": [QUESTION, *known]}
+        async with plain.stream("POST", AGENT, json=body) as response:
+            assert response.status_code == 200
+            await airflow.push(key, "answer", "Because")
+            events = read_events((await response.aread()).decode())
+        assert [event["delta"] for event in events if event["type"] == "TEXT_MESSAGE_CONTENT"] == ["cause"]
+        other = await plain.post(AGENT, json={**body, "runId": "other"})
+    assert other.status_code == 422
+    assert {trigger.json["dag_run_id"] for trigger in stub.triggers} == {key.run_id}
+
+
 async def test_a_finished_answer_is_still_there_for_a_page_that_was_reloaded(
     auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub
 ) -> None:

@@ -14,7 +14,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, BadRequest, RunNotFound
 from stream_server.http.agui.capabilities import build_capabilities
 from stream_server.http.agui.interrupts import identify_interrupt, read_payload
-from stream_server.http.agui.requests import RunInput, build_question, decode_run_input
+from stream_server.http.agui.requests import Message, RunInput, build_question, decode_run_input
 from stream_server.http.agui.translator import AgUiTranslator
 from stream_server.http.caller import airflow_api_for, refuse_foreign_origin
 from stream_server.http.chat.caller import identify_chat_caller
@@ -27,7 +27,7 @@ from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.endpoints.human_input import send_answer
 from stream_server.http.params import read_body, refuse_unknown_parameters
 from stream_server.http.state import State
-from stream_server.http.triggering import TriggeredRun, compute_digest, name_run_in_errors
+from stream_server.http.triggering import TriggeredRun, compute_digest, find_claimed_run, name_run_in_errors
 from stream_server.journal.idempotency_keys import CANNOT_STORE
 from stream_server.protocol.bodies import Cancelled, DagItem
 from stream_server.protocol.input_frames import Input
@@ -121,13 +121,27 @@ async def _ask(request: Request, caller: Caller, wanted: RunInput) -> Response:
 
 async def _trigger(request: Request, caller: Caller, wanted: RunInput) -> TriggeredRun:
     """Trigger a run, once for each thread and run id of a caller, where that can be stored."""
-    account = identify_account(request.scope["state"], caller)
-    dag_id, conf = request.path_params["dag_id"], build_question(wanted.read_messages()).conf
+    state: State = request.scope["state"]
+    dag_id, messages = request.path_params["dag_id"], wanted.read_messages()
+    account = identify_account(state, caller)
     key = compute_digest([RUN_PURPOSE, account, wanted.thread_id, wanted.run_id]).hex()
+    if messages and messages[-1].role != "user":
+        # A repeated request has what the earlier response has sent.
+        messages = await _drop_messages_of_run(state, dag_id, key, messages)
+    conf = build_question(messages).conf
     try:
         return await trigger_run(request, caller, dag_id, conf, IdempotencyKey(key))
     except CANNOT_STORE:
         return await trigger_run(request, caller, dag_id, conf, None)
+
+
+async def _drop_messages_of_run(state: State, dag_id: str, key: str, messages: list[Message]) -> list[Message]:
+    """Return the messages without those of the run that an earlier request with the key has triggered."""
+    try:
+        run_id = await find_claimed_run(state, dag_id, key)
+    except CANNOT_STORE:
+        return messages
+    return messages if run_id is None else [message for message in messages if not message.is_of_run(run_id)]
 
 
 async def _answer_interrupts(request: Request, caller: Caller, wanted: RunInput) -> Response:

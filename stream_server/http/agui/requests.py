@@ -24,6 +24,10 @@ class Message(msgspec.Struct, rename="camel"):
     content: Any = None
     tool_calls: Any = None
 
+    def is_of_run(self, run_id: str) -> bool:
+        """Whether it is one of the messages that a DAG run has given to the client."""
+        return self.id == run_id or self.id.startswith(f"{run_id}/")
+
     @property
     def arguments(self) -> dict[str, str]:
         """The arguments of its tool calls, by the id of the call. A lost connection may have cut them."""

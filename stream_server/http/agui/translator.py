@@ -66,8 +66,7 @@ class AgUiTranslator:
 
     def _is_history(self, message: Message) -> bool:
         # Clients keep the activities that a snapshot of the messages lacks, if it has none.
-        is_own = message.id == self._message_id or message.id.startswith(f"{self._message_id}/")
-        return not is_own and message.role != "activity"
+        return not message.is_of_run(self._message_id) and message.role != "activity"
 
     def start(self) -> bytes:
         return _encode([{**self._begin("RUN_STARTED"), "protocolVersion": PROTOCOL_VERSION, **_name_run(self._key)}])
