@@ -12,6 +12,9 @@ from stream_server.protocol.schema import Json
 NO_RESULT = "The tool has returned nothing"
 """Content for calls without a result. A call without any would be one that the page has to carry out."""
 
+NO_RESULT_YET = "The tool has not returned yet"
+"""Content for calls without a result while a task asks a human. The result replaces it in a later response."""
+
 
 class AgentMessages:
     """The messages of the agents of a run.
@@ -63,7 +66,8 @@ class AgentMessages:
                 known = self._known_arguments.get(self._identify(step.call_id), "")
                 return not bytes(step.arguments).decode().startswith(known)
             case ToolEnded():
-                return False
+                known = self._known.get(name_result(self._identify(step.call_id)))
+                return known == NO_RESULT_YET and step.name is not None
 
     def _lacks_earlier_section(self, message_id: str) -> bool:
         """Whether the client has an earlier section of the same attempt that the frames do not have any more."""
@@ -97,15 +101,19 @@ class AgentMessages:
                     messages[call_id] = {"id": call_id, "role": "assistant", "toolCalls": calls}
                 case ToolEnded():
                     call_id = self._identify(step.call_id)
-                    result = {"id": f"{call_id}/result", **build_result(call_id, read_content(step))}
+                    result = {"id": name_result(call_id), **build_result(call_id, read_content(step))}
                     messages[result["id"]] = result
         return list(messages.values())
 
-    def end(self) -> list[Json]:
-        """Return the events that end what is open."""
+    def end(self, content: str = NO_RESULT) -> list[Json]:
+        """Return the events that end what is open.
+
+        Args:
+            content: That of the results of calls that have none.
+        """
         events = self.end_reasoning()
         for call_id in list(self._pending):
-            events += self._finish_call(call_id, NO_RESULT)
+            events += self._finish_call(call_id, content)
         return events
 
     def end_reasoning(self) -> list[Json]:
@@ -144,13 +152,17 @@ class AgentMessages:
 
     def _finish_call(self, call_id: str, content: str) -> list[Json]:
         self._pending.pop(call_id, None)
-        message_id = f"{call_id}/result"
+        message_id = name_result(call_id)
         if message_id in self._known:
             return []
         return [{"type": "TOOL_CALL_RESULT", "messageId": message_id, **build_result(call_id, content)}]
 
     def _identify(self, name: str) -> str:
         return f"{self._run_id}/{name}"
+
+
+def name_result(call_id: str) -> str:
+    return f"{call_id}/result"
 
 
 def build_result(call_id: str, content: str) -> Json:

@@ -13,7 +13,7 @@ import msgspec
 from stream_server.domain.human_input import WAITING_STATES
 from stream_server.domain.run_state import RunKey
 from stream_server.http.agui.activities import Activities
-from stream_server.http.agui.agent_messages import AgentMessages
+from stream_server.http.agui.agent_messages import NO_RESULT_YET, AgentMessages
 from stream_server.http.agui.interrupts import build_interrupt, identify_interrupt, is_answerable
 from stream_server.http.agui.requests import Message, RunInput
 from stream_server.http.agui.run_document import RunDocument
@@ -134,7 +134,8 @@ class AgUiTranslator:
             # The journal does not have the answer yet.
             return
         self.is_complete = True
-        yield from self._agents.end_reasoning()
+        # A call without a result would be one that the page has to carry out.
+        yield from self._agents.end(NO_RESULT_YET)
         yield from self._end_text()
         yield from self._end_steps()
         yield self._build_state()

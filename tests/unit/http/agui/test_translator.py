@@ -299,6 +299,24 @@ def test_a_client_that_connects_again_gets_no_message_of_an_agent_twice() -> Non
     assert [event["toolCallId"] for event in events if event["type"] == "TOOL_CALL_RESULT"] == [f"{prefix}/c1"]
 
 
+def test_calls_that_an_interrupt_leaves_open_get_their_results_later() -> None:
+    ids = {**IDS, "task_id": "ask", "map_index": -1, "try_number": 1}
+    asks = Input(**ids, asked_at=at(0), options=["Approve", "Reject"])
+    call, found = agent_frames()[2:4]
+    events = translate(build_translator(), EMPTY, call, asks)
+    (provisional,) = [event for event in events if event["type"] == "TOOL_CALL_RESULT"]
+    assert events[-1]["outcome"]["type"] == "interrupt"
+    call_id = provisional["toolCallId"]
+    known = [
+        build_call("c1", '{"of":"sky"}'),
+        {"id": provisional["messageId"], "role": "tool", "toolCallId": call_id, "content": provisional["content"]},
+    ]
+    later = translate(build_translator(*known), EMPTY, call, found, chunk("Because", 4))
+    (snapshot,) = [event for event in later if event["type"] == "MESSAGES_SNAPSHOT"]
+    assert [message["content"] for message in snapshot["messages"] if message["role"] == "tool"] == ['"blue"']
+    assert not [event for event in later if event["type"].startswith("TOOL_CALL")]
+
+
 def think(index: int, *, task_id: str = "answer") -> Thinking:
     return Thinking(**{**output(index), "task_id": task_id}, value=f"w{index} ")
 
