@@ -15,6 +15,9 @@ NO_RESULT = "The tool has returned nothing"
 NO_RESULT_YET = "The tool has not returned yet"
 """Content for calls without a result while a task asks a human. The result replaces it in a later response."""
 
+MAX_CONTENT_CHARACTERS = 4096
+"""Longest content of a result. Clients send their messages back with each request, whose size is limited."""
+
 
 class AgentMessages:
     """The messages of the agents of a run.
@@ -99,7 +102,7 @@ class AgentMessages:
                     function = {"name": step.name, "arguments": bytes(step.arguments).decode()}
                     calls = [{"id": call_id, "type": "function", "function": function}]
                     messages[call_id] = {"id": call_id, "role": "assistant", "toolCalls": calls}
-                case ToolEnded():
+                case ToolEnded() if step.name is not None:
                     call_id = self._identify(step.call_id)
                     result = {"id": name_result(call_id), **build_result(call_id, read_content(step))}
                     messages[result["id"]] = result
@@ -170,6 +173,8 @@ def build_result(call_id: str, content: str) -> Json:
 
 
 def read_content(step: ToolEnded) -> str:
-    if step.error is not None:
-        return step.error
-    return "" if step.result is None else bytes(step.result).decode()
+    """Return the result for people, cut if it is long."""
+    text = step.error
+    if text is None:
+        text = "" if step.result is None else bytes(step.result).decode()
+    return text if len(text) <= MAX_CONTENT_CHARACTERS else text[: MAX_CONTENT_CHARACTERS - 1] + "…"

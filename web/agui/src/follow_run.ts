@@ -74,7 +74,7 @@ async function connect(
   // The server compares the messages with the run. The same request with answers changes nothing the second time.
   const isContinued = (events.isStarted && !run.input.resume?.length) || run.isConnect
   const path = isContinued ? paths.connect : paths.run
-  const body = JSON.stringify({ ...run.input, messages: events.messages.filter(({ role }) => role !== "activity") })
+  const body = JSON.stringify({ ...run.input, messages: events.messages })
   const headers = { Accept: "text/event-stream", "Content-Type": "application/json" }
   // Aborts this connection alone, once it has nothing more.
   const closing = new AbortController()

@@ -44,9 +44,13 @@ export class RunEvents {
     this.#messages = structuredClone(messages) as unknown as KnownMessage[]
   }
 
-  /** The messages as the events have changed them. The server compares them with the run. */
+  /** The messages as the events have changed them, for a request. The server compares them with the run. */
   get messages(): Message[] {
-    return structuredClone(this.#messages) as unknown as Message[]
+    const lastQuestion = this.#messages.map(({ role }) => role).lastIndexOf("user")
+    const sent = this.#messages.filter(
+      (one, index) => one.role !== "activity" && (index > lastQuestion || !isDetail(one)),
+    )
+    return structuredClone(sent) as unknown as Message[]
   }
 
   /** Pass an event on. Returns whether the connection has nothing more: the run has ended, or goes on at another server. */
@@ -56,10 +60,11 @@ export class RunEvents {
       this.#start(event, restored)
       return false
     }
-    this.#track(event)
-    this.#reduce(event)
+    const known = event.type === "MESSAGES_SNAPSHOT" ? { ...event, messages: this.#merge(event) } : event
+    this.#track(known)
+    this.#reduce(known)
     this.isComplete ||= event.type === "RUN_FINISHED" || event.type === "RUN_ERROR"
-    this.#emit(event as unknown as BaseEvent)
+    this.#emit(known as unknown as BaseEvent)
     return this.isComplete
   }
 
@@ -75,6 +80,15 @@ export class RunEvents {
     this.#emit(event as unknown as BaseEvent)
     if (restored.length > 0) this.#emit({ type: "MESSAGES_SNAPSHOT", messages: restored } as unknown as BaseEvent)
     this.onStarted()
+  }
+
+  /** A snapshot of the server has no messages that the request left out. */
+  #merge({ messages }: WireEvent): KnownMessage[] {
+    const sent = new Set(this.messages.map(({ id }) => id))
+    const held = new Map((messages as KnownMessage[]).map((one) => [one.id, one]))
+    const kept = this.#messages.filter(({ id, role }) => role !== "activity" && (held.has(id) || !sent.has(id)))
+    const ids = new Set(kept.map(({ id }) => id))
+    return [...kept.map((one) => held.get(one.id) ?? one), ...[...held.values()].filter(({ id }) => !ids.has(id))]
   }
 
   #track(event: WireEvent): void {
@@ -124,6 +138,11 @@ export class RunEvents {
     }
     return message
   }
+}
+
+/** Whether it is one of the messages about the work of an agent, which no later run needs. They can be large. */
+function isDetail({ role, content, toolCalls }: KnownMessage): boolean {
+  return role === "tool" || role === "reasoning" || (role === "assistant" && toolCalls !== undefined && !content)
 }
 
 function isReconnectable(event: WireEvent): boolean {

@@ -124,6 +124,36 @@ describe("run", () => {
     expect(argumentsIn(server.calls[2]?.body.messages)).toEqual(['{"of":"sky"}'])
   })
 
+  test("leaves the work of agents in earlier runs out of requests, and keeps it in the page", async () => {
+    const call = { id: "c1", type: "function" as const, function: { name: "look_up", arguments: "{}" } }
+    const earlier: Message[] = [
+      { id: "m0", role: "user", content: "Who?" },
+      { id: "r0/thinking-0", role: "reasoning", content: "They ask who." },
+      { id: "c1", role: "assistant", toolCalls: [call] },
+      { id: "c1/result", role: "tool", toolCallId: "c1", content: "x".repeat(1000) },
+      { id: "r0", role: "assistant", content: "Ada" },
+    ]
+    const replaced = { type: "MESSAGES_SNAPSHOT", messages: [earlier[0], earlier[4], QUESTION] }
+    const thinking = { messageId: `${RUN}/thinking-0` }
+    const server = createServer(
+      [
+        STARTED,
+        { type: "REASONING_START", ...thinking },
+        { type: "REASONING_MESSAGE_START", ...thinking, role: "reasoning" },
+        { type: "REASONING_MESSAGE_CONTENT", ...thinking, delta: "Hm" },
+      ],
+      [STARTED, replaced, ...text("Because"), TEXT_END, FINISHED],
+    )
+    const { agent } = createAgent(server, createStorage(), [...earlier, QUESTION])
+    await agent.runAgent({ runId: "r1" })
+    const ids = server.calls.map(({ body }) => body.messages.map(({ id }) => id))
+    expect(ids).toEqual([
+      ["m0", "r0", "m1"],
+      ["m0", "r0", "m1", `${RUN}/thinking-0`],
+    ])
+    expect(agent.messages.map(({ id }) => id)).toEqual([...earlier.map(({ id }) => id), "m1", RUN])
+  })
+
   test("repeats the request as long as it was not answered", async () => {
     const server = createServer(503, [STARTED, FINISHED])
     const { agent } = createAgent(server)

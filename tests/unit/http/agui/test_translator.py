@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from stream_server.http.agui.agent_messages import MAX_CONTENT_CHARACTERS
 from stream_server.http.agui.requests import decode_run_input
 from stream_server.http.agui.run_document import MAX_TASKS
 from stream_server.http.agui.translator import AgUiTranslator
@@ -315,6 +316,14 @@ def test_calls_that_an_interrupt_leaves_open_get_their_results_later() -> None:
     (snapshot,) = [event for event in later if event["type"] == "MESSAGES_SNAPSHOT"]
     assert [message["content"] for message in snapshot["messages"] if message["role"] == "tool"] == ['"blue"']
     assert not [event for event in later if event["type"].startswith("TOOL_CALL")]
+
+
+@pytest.mark.parametrize("outcome", [{"result": raw("x" * 1_000_000)}, {"error": "x" * 1_000_000}])
+def test_a_long_result_of_a_tool_is_cut(outcome: dict[str, Any]) -> None:
+    call = agent_frames()[2]
+    found = ToolResult(**output(3), value=ToolResponse(id="c1", **outcome))
+    (event,) = [one for one in translate(build_translator(), EMPTY, call, found) if one["type"] == "TOOL_CALL_RESULT"]
+    assert (len(event["content"]), event["content"][-1]) == (MAX_CONTENT_CHARACTERS, "…")
 
 
 def think(index: int, *, task_id: str = "answer") -> Thinking:
