@@ -18,6 +18,7 @@ import pytest
 from stream_server.cli.demo.errors import DemoError
 from support.airflow_callers import RARE_GARBAGE
 from support.postgres import DATA_DIR
+from support.processes import is_alive
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Demo:
 
     def running(self) -> list[psutil.Process]:
         """Return all descendant processes that still run, also those with another parent by now."""
-        return [process for process in self._seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self._seen if is_alive(process)]
 
     def _has_ended(self) -> bool:
         self._record_processes()

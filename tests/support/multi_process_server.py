@@ -13,6 +13,7 @@ import psutil
 
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
+from support.processes import is_alive
 from support.streams import DEADLINE, Events, sse
 from support.waiting import eventually_answered
 
@@ -35,7 +36,7 @@ class WorkersOfServer:
         self.parent = psutil.Process(pid)
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.parent.children() if child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in self.parent.children() if is_alive(child)]
 
     async def is_ready(self) -> bool:
         return bool((await self.get_json("/ready"))["status"] == "ready")
