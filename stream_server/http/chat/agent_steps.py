@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import StringIO
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -47,6 +48,9 @@ EMPTY = msgspec.Raw(b"null")
 
 MAX_LINE_CHARACTERS = 200
 
+MAX_TOOL_BYTES = 1_048_576
+"""Arguments and results of tools that are kept for each client, as much as the hub keeps of the output of a run."""
+
 
 def describe_tool(step: ToolStarted | ToolEnded) -> str | None:
     """Return a tool call or its error as a line for people; `None` for its result, which may be long."""
@@ -68,19 +72,66 @@ def join_thinking(steps: Iterable[AgentStep]) -> str:
     return "\n\n".join(["".join(texts) for texts in sections.values()])
 
 
+class StandingSteps:
+    """The steps that hold: thinking by section, and the tool calls of the last `MAX_TOOL_BYTES`.
+
+    Args:
+        has_tools: Whether tool calls are kept.
+    """
+
+    def __init__(self, *, has_tools: bool) -> None:
+        self._has_tools = has_tools
+        self._entries: dict[tuple[str, str], StringIO | ToolStarted | ToolEnded] = {}
+        self._call_bytes: dict[str, int] = {}
+        self._tool_bytes = 0
+
+    def add(self, step: AgentStep) -> None:
+        if isinstance(step, Thought):
+            # Models think in thousands of small parts.
+            text = self._entries.setdefault(("thinking", step.section), StringIO())
+            assert isinstance(text, StringIO), "the key has the kind"
+            text.write(step.text)
+        elif self._has_tools and (isinstance(step, ToolStarted) or step.call_id in self._call_bytes):
+            self._entries[type(step).__name__, step.call_id] = step
+            self._count_bytes(step)
+
+    def _count_bytes(self, step: ToolStarted | ToolEnded) -> None:
+        content = step.arguments if isinstance(step, ToolStarted) else step.result or b""
+        added = len(bytes(content))
+        self._tool_bytes += added
+        self._call_bytes[step.call_id] = self._call_bytes.get(step.call_id, 0) + added
+        while self._tool_bytes > MAX_TOOL_BYTES and len(self._call_bytes) > 1:
+            oldest = next(iter(self._call_bytes))
+            self._tool_bytes -= self._call_bytes.pop(oldest)
+            for kind in (ToolStarted, ToolEnded):
+                self._entries.pop((kind.__name__, oldest), None)
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._call_bytes.clear()
+        self._tool_bytes = 0
+
+    def list_steps(self) -> list[AgentStep]:
+        """Return the steps, oldest first; those of one section as one."""
+        return [
+            Thought(name, entry.getvalue()) if isinstance(entry, StringIO) else entry
+            for (_, name), entry in self._entries.items()
+        ]
+
+
 class AgentSteps:
     """The steps of all tasks of a run, each once: after a retraction, the frames that hold come again.
 
     Args:
-        keeps_standing: Whether `standing` is needed. Models think in thousands of small parts.
+        keeps_thinking: Whether the thinking in `standing` is needed.
+        keeps_tools: Whether all of `standing` is needed.
     """
 
-    def __init__(self, *, keeps_standing: bool = False) -> None:
+    def __init__(self, *, keeps_thinking: bool = False, keeps_tools: bool = False) -> None:
         self._next_index: dict[str, int] = {}
         """By attempt, the index after the frames that the client has learned from."""
 
-        self._keeps_standing = keeps_standing
-        self._standing: list[AgentStep] = []
+        self._standing = StandingSteps(has_tools=keeps_tools) if keeps_thinking or keeps_tools else None
         self._standing_index: dict[str, int] = {}
         """By attempt, the index after the frames of the steps that hold."""
 
@@ -92,11 +143,12 @@ class AgentSteps:
     @property
     def standing(self) -> list[AgentStep]:
         """The steps that hold, oldest first."""
-        return [*self._standing]
+        return [] if self._standing is None else self._standing.list_steps()
 
     def retract(self) -> None:
         """Begin again: the steps that hold come again."""
-        self._standing.clear()
+        if self._standing is not None:
+            self._standing.clear()
         self._standing_index.clear()
         self._sections.clear()
 
@@ -114,8 +166,8 @@ class AgentSteps:
             if isinstance(frame, Chunk):
                 self._sections.pop(attempt, None)
             return []
-        if self._keeps_standing:
-            self._standing.append(step)
+        if self._standing is not None:
+            self._standing.add(step)
         self._standing_index[attempt] = frame.index + 1
         if frame.index < self._next_index.get(attempt, 0):
             return []

@@ -72,13 +72,14 @@ class Answer:
     """Turns frames into the steps of an answer. The stream must be watched until the result.
 
     Args:
-        keeps_agent_steps: Whether `agent_steps` is needed.
+        keeps_thinking: Whether the thinking in `agent_steps` is needed.
+        keeps_agent_steps: Whether all of `agent_steps` is needed.
         shown: The text that the client has from an earlier response.
     """
 
-    def __init__(self, *, keeps_agent_steps: bool = False, shown: str = "") -> None:
+    def __init__(self, *, keeps_thinking: bool = False, keeps_agent_steps: bool = False, shown: str = "") -> None:
         self._text = AnswerText(shown)
-        self._agents = AgentSteps(keeps_standing=keeps_agent_steps)
+        self._agents = AgentSteps(keeps_thinking=keeps_thinking, keeps_tools=keeps_agent_steps)
         self._result_tasks: frozenset[str] = frozenset()
         self._outcome: Result | Failure | None = None
         self._is_withheld = False

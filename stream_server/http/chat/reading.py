@@ -33,7 +33,7 @@ class AnswerState(NamedTuple):
 
 class _Reader:
     def __init__(self) -> None:
-        self._answer = Answer(keeps_agent_steps=True)
+        self._answer = Answer(keeps_thinking=True)
         self._end: Finished | Failed | None = None
 
     def apply(self, wires: Sequence[Wire]) -> None:

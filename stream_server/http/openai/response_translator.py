@@ -31,7 +31,7 @@ class ResponseTranslator:
 
     def __init__(self, head: ResponseHead, starting_after: int = -1) -> None:
         self._head, self._after = head, starting_after
-        self._answer = Answer(keeps_agent_steps=True)
+        self._answer = Answer(keeps_thinking=True)
         self._text = ""
         self._skipped = max(0, starting_after - FIRST_EVENTS + 1)
         """Characters of the text that the client still has, and that come again."""

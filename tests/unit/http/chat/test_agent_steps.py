@@ -110,6 +110,37 @@ def test_a_client_that_has_lost_its_steps_gets_those_that_come_again() -> None:
     assert apply(answer, frames[1]) == [Thought("plan/1/thinking-0", "b")]
 
 
+def test_only_what_is_needed_is_kept_of_agents() -> None:
+    found = output(ToolResult, 2, ToolResponse(id="c1", result=raw(21)))
+    frames = [output(Thinking, 0, "a"), output(ToolCall, 1, CALL), found, output(Thinking, 3, "b")]
+    frames += [output(Thinking, index, "c") for index in range(4, 9)]
+    thinking = [Thought("answer/1/thinking-0", "a"), Thought("answer/1/thinking-3", "bccccc")]
+    kept = {}
+    for name, answer in (
+        ("nothing", Answer()),
+        ("thinking", Answer(keeps_thinking=True)),
+        ("all", Answer(keeps_agent_steps=True)),
+    ):
+        apply(answer, *frames)
+        kept[name] = answer.agent_steps
+    ended = ToolEnded("answer/1/c1", "get_weather", raw(21), None)
+    assert kept == {
+        "nothing": [],
+        "thinking": thinking,
+        "all": [thinking[0], STARTED, ended, thinking[1]],
+    }
+
+
+def test_tool_calls_that_are_kept_are_bounded() -> None:
+    answer = Answer(keeps_agent_steps=True)
+    for index in range(0, 40, 2):
+        request = ToolRequest(id=f"c{index}", name="get", arguments=raw({}))
+        found = ToolResponse(id=f"c{index}", result=raw("x" * 100_000))
+        apply(answer, output(ToolCall, index, request), output(ToolResult, index + 1, found))
+    kept = [step.call_id for step in answer.agent_steps if not isinstance(step, Thought)]
+    assert kept == [f"answer/1/c{index}" for index in range(20, 40, 2) for _ in range(2)]
+
+
 def test_withheld_output_is_no_step() -> None:
     frames = [output(kind, index, msgspec.UNSET) for index, kind in enumerate((Thinking, ToolCall, ToolResult))]
     assert apply(Answer(), *frames) == []
