@@ -133,6 +133,10 @@ async def test_functions_of_another_version(journal: str, airflow: AirflowSql) -
     finding = await run_database_check("triggers", journal)
     assert (finding.level, finding.remedy) == (Level.WARNING, "run `stream-server install`")
     assert "another version of stream_server (release)" in finding.found
+    await airflow.connection.execute("SELECT nextval('stream_server.losses')")
+    finding = await run_database_check("triggers", journal)
+    assert "another version of stream_server (release)" in finding.found
+    assert "1 changes since their installation were not recorded" in finding.found
 
 
 async def test_lost_changes(journal: str, airflow: AirflowSql, run: RunKey) -> None:

@@ -65,14 +65,17 @@ class JournalChecks:
             remedy = "stream-server triggers enable" if not status.enabled else "stream-server install"
             return problem("; ".join(status.problems), f"run `{remedy}`", **facts)
         found = f"{len(status.triggers)} triggers are enabled, version {status.version}"
+        causes, remedies = [], []
         if status.outdated_functions is not None:
-            return warning(status.outdated_functions, "run `stream-server install`", **facts)
+            causes.append(status.outdated_functions)
+            remedies.append("run `stream-server install`")
         if status.losses:
-            return warning(
-                f"{found}; {status.losses} changes since their installation were not recorded",
-                "see PostgreSQL's log for the reason: search for `stream_server could not record a transition`",
-                **facts,
+            causes.append(f"{status.losses} changes since their installation were not recorded")
+            remedies.append(
+                "see PostgreSQL's log for the reason: search for `stream_server could not record a transition`"
             )
+        if causes:
+            return warning(f"{found}; {'; '.join(causes)}", "; ".join(remedies), **facts)
         return ok(f"{found}; no change was lost", **facts)
 
     async def check_lag(self) -> Finding:
