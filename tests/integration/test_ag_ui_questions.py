@@ -104,9 +104,9 @@ async def test_a_question_that_has_its_answer_interrupts_no_more(
             await ask_human(airflow, key)
             first = read_interrupt((await response.aread()).decode())
         async with plain.stream("POST", AGENT, json=resume_with(first, "second")) as response:
-            await ask_human(airflow, key, "again")
+            await ask_human(airflow, key, "clean_up")
             second = read_interrupt((await response.aread()).decode())
-        assert second["metadata"]["airflow"]["task_id"] == "again"
+        assert second["metadata"]["airflow"]["task_id"] == "clean_up"
         connected = await plain.post(f"{AGENT}/t1/connect", json=BODY)
         assert read_interrupt(connected.text)["id"] == second["id"]
         async with plain.stream("POST", AGENT, json=resume_with(second, "third")) as response:
