@@ -11,6 +11,7 @@ from stream_server.protocol.schema import Json
 MEMBER = "dag_run"
 """Member of the state. The others belong to the page."""
 
+OMITTED = "omitted_tasks"
 MAX_TASKS = 200
 """Task instances in the state. A client sends its state back with each request, whose size is limited."""
 
@@ -26,17 +27,21 @@ class RunDocument:
         self._kept: Json = dict(state) if isinstance(state, dict) else {}
         self._kept.pop(MEMBER, None)
         self._tasks: dict[str, Json] = {}
+        self._omitted: set[str] = set()
+        """Names of the task instances that the document does not have."""
+
         self._run: Json | None = None
 
     def replace(self, snapshot: Snapshot) -> None:
         """Begin again with a snapshot."""
         known = [task for task in snapshot.tasks if task.state is not None]
         self._tasks = {name_instance(task): _describe(task) for task in known[-MAX_TASKS:]}
+        self._omitted = {name_instance(task) for task in known[:-MAX_TASKS]}
         self._run = {
             "dag_id": snapshot.dag_id,
             "run_id": snapshot.run_id,
             "state": snapshot.run.state,
-            "omitted_tasks": len(known) - len(self._tasks),
+            OMITTED: len(self._omitted),
         }
         if snapshot.counts:
             self._run["counts"] = snapshot.counts
@@ -46,7 +51,7 @@ class RunDocument:
         return self._kept if self._run is None else {**self._kept, MEMBER: {**self._run, "tasks": self._tasks}}
 
     def apply(self, frame: TaskTransition | RunTransition) -> list[Json]:
-        """Return the patch of a transition; empty if the document does not have it."""
+        """Return the patch of a transition; empty if it changes nothing in the document."""
         if self._run is None:
             return []
         if isinstance(frame, RunTransition):
@@ -54,7 +59,11 @@ class RunDocument:
             return [{"op": "replace", "path": f"/{MEMBER}/state", "value": frame.state}]
         name = name_instance(frame)
         if name not in self._tasks and len(self._tasks) >= MAX_TASKS:
-            return []
+            if name in self._omitted:
+                return []
+            self._omitted.add(name)
+            self._run[OMITTED] = len(self._omitted)
+            return [{"op": "replace", "path": f"/{MEMBER}/{OMITTED}", "value": len(self._omitted)}]
         self._tasks[name] = _describe(frame)
         # `add` also replaces a member (RFC 6902, section 4.1).
         return [{"op": "add", "path": f"/{MEMBER}/tasks/{_escape(name)}", "value": self._tasks[name]}]

@@ -146,7 +146,9 @@ def test_the_state_is_bounded() -> None:
     translator = build_translator()
     run = translate(translator, msgspec.structs.replace(EMPTY, tasks=tasks))[0]["snapshot"]["dag_run"]
     assert (len(run["tasks"]), run["omitted_tasks"]) == (MAX_TASKS, 5)
-    assert types_of(translate(translator, move("success", "another"))) == []
+    (delta,) = translate(translator, move("success", "another"))
+    assert delta["delta"] == [{"op": "replace", "path": "/dag_run/omitted_tasks", "value": 6}]
+    assert translate(translator, move("failed", "another")) == []
     assert types_of(translate(translator, move("success", "many", map_index=MAX_TASKS))) == [
         "STATE_DELTA",
         "STEP_FINISHED",
