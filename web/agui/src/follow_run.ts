@@ -41,14 +41,14 @@ export async function followRun(run: FollowedRun): Promise<void> {
   let refresh = false
   let restored = run.isConnect ? run.input.messages : []
   while (!signal.aborted) {
-    const wasStarted = events.isStarted
+    const { received } = events
     const end = await connect(run, refresh, restored)
     if (hasEnded(run, end)) return
     restored = []
     const step = decideReconnect(server, end, refresh)
     refresh = step.refresh
     events.closeOpen()
-    failures = events.isStarted && !wasStarted ? 1 : failures + 1
+    failures = events.received > received ? 1 : failures + 1
     if (!refresh) await sleep(server, computeBackoff(failures, step.minDelayMs, server.platform.random()), signal)
   }
 }

@@ -31,6 +31,8 @@ export class RunEvents {
   isStarted = false
   /** Whether the run of the protocol has ended. */
   isComplete = false
+  /** Number of events, over all connections. */
+  received = 0
   /** Called when the run has started, after all events of the start. */
   onStarted: () => void = () => {}
   readonly #emit: (event: BaseEvent) => void
@@ -55,6 +57,7 @@ export class RunEvents {
 
   /** Pass an event on. Returns whether the connection has nothing more: the run has ended, or goes on at another server. */
   apply(event: WireEvent, restored: readonly Message[] = []): boolean {
+    this.received += 1
     if (event.type === "RUN_ERROR" && isReconnectable(event)) return true
     if (event.type === "RUN_STARTED") {
       this.#start(event, restored)

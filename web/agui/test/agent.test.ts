@@ -154,6 +154,26 @@ describe("run", () => {
     expect(agent.messages.map(({ id }) => id)).toEqual([...earlier.map(({ id }) => id), "m1", RUN])
   })
 
+  test("waits briefly again after a connection with events", async () => {
+    const cut = [STARTED, ...text("Be")]
+    const server = createServer(cut, 503, 503, cut, cut, [STARTED, FINISHED])
+    const delays: number[] = []
+    const clock = {
+      now: () => 0,
+      after: (ms: number, done: () => void) => {
+        delays.push(ms)
+        queueMicrotask(done)
+        return () => {}
+      },
+    }
+    const { agent } = createAgent({ platform: { ...server.platform, clock, random: () => 1 } })
+    await agent.runAgent({ runId: "r1" })
+    const [first, second, third, fourth, fifth] = delays
+    expect(second).toBeGreaterThan(first ?? 0)
+    expect(third).toBeGreaterThan(second ?? 0)
+    expect([fourth, fifth]).toEqual([first, first])
+  })
+
   test("repeats the request as long as it was not answered", async () => {
     const server = createServer(503, [STARTED, FINISHED])
     const { agent } = createAgent(server)
