@@ -67,8 +67,8 @@ def api_routes() -> list[BaseRoute]:
         (f"{CHAT}/{{chat_id}}/stop", stop_chat, "POST"),
         (AG_UI, run_agent, "POST"),
         (AG_UI, get_capabilities, "GET"),
-        (f"{AG_UI}/{{thread_id}}/connect", connect_agent, "POST"),
-        (f"{AG_UI}/{{thread_id}}/stop", stop_agent, "POST"),
+        (f"{AG_UI}/{{thread_id:path}}/connect", connect_agent, "POST"),
+        (f"{AG_UI}/{{thread_id:path}}/stop", stop_agent, "POST"),
         (MCP, receive_message, "POST"),
         (MCP, resume_response, "GET"),
     )

@@ -169,6 +169,22 @@ async def test_a_finished_answer_is_still_there_for_a_page_that_was_reloaded(
         ]
 
 
+async def test_a_thread_id_may_have_slashes_but_must_be_the_same_in_path_and_body(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub
+) -> None:
+    stub.then = complete_run
+    body = {**BODY, "threadId": "team a/1"}
+    async with client_for(auth_server, ada) as plain:
+        first = read_events((await plain.post(AGENT, json=body)).text)
+        again = await plain.post(f"{AGENT}/team%20a%2F1/connect", json=body)
+        assert read_events(again.text)[-1] == first[-1]
+        assert (await plain.post(f"{AGENT}/team%20a%2F1/stop")).status_code == 200
+        other = await plain.post(f"{AGENT}/team%20a%2F1/connect", json=BODY)
+        assert (other.status_code, "'t1'" in other.json()["detail"]) == (422, True)
+        dots = await plain.post(AGENT, json={**BODY, "threadId": ".."})
+    assert (dots.status_code, len(stub.triggers)) == (422, 1)
+
+
 async def test_each_caller_needs_their_own_rights(
     auth_server: RunningServer, ada: CallerPermissions, permissions: StubPermissions, stub: AirflowStub
 ) -> None:

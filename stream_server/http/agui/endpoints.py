@@ -66,6 +66,9 @@ async def connect_agent(request: Request) -> Response:
     _check_request(request)
     async with identify_chat_caller(request) as caller:
         wanted = decode_run_input(await read_body(request))
+        thread_id = request.path_params["thread_id"]
+        if wanted.thread_id != thread_id:
+            raise BadRequest(f"`threadId` must be that of the path, {thread_id!r}, got {wanted.thread_id!r}")
         key = await _find_run(request, caller)
         if key is None:
             return Response(status_code=204)

@@ -11,6 +11,9 @@ from stream_server.http.chat.question import Question, Turn
 from stream_server.protocol.schema import INVALID_JSON
 
 MAX_ID_LENGTH = 250
+DOT_SEGMENTS = frozenset({".", ".."})
+"""Segments that are removed from paths (RFC 3986, section 5.2.4), also if they are percent-encoded."""
+
 ROLES = frozenset({"system", "user", "assistant"})
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
@@ -86,12 +89,15 @@ def decode_run_input(body: bytes) -> RunInput:
     """Return the request of a body.
 
     Raises:
-        BadRequest: The body is not such a request.
+        BadRequest: The body is not such a request, or its thread cannot be in a path.
     """
     try:
-        return msgspec.json.decode(body, type=RunInput)
+        wanted = msgspec.json.decode(body, type=RunInput)
     except INVALID_JSON as error:
         raise BadRequest(f"The body must be a `RunAgentInput` of AG-UI: {error}") from None
+    if wanted.thread_id in DOT_SEGMENTS:
+        raise BadRequest(f"`threadId` must not be {wanted.thread_id!r}, which clients remove from paths")
+    return wanted
 
 
 def build_question(messages: list[Message]) -> Question:
