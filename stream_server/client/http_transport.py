@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from stream_server import __version__
-from stream_server.client.errors import ConnectionLost, RequestTimeout
+from stream_server.client.errors import ClientError, ConnectionLost, RequestTimeout
 from stream_server.client.requests import Request, Response
 
 LIBRARIES = ("httpx", "httpx2")
@@ -38,10 +38,16 @@ class _Library:
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Raise `ConnectionLost` in place of exceptions about the connection."""
+        """Raise `ConnectionLost` in place of exceptions about the connection.
+
+        Raises:
+            ClientError: The request cannot be sent, however often it is tried.
+        """
         library = self.module
         try:
             yield
+        except (library.LocalProtocolError, library.UnsupportedProtocol) as error:
+            raise ClientError(f"the request cannot be sent ({type(error).__name__}: {error})") from error
         except library.RequestError as error:
             is_timeout = isinstance(error, library.TimeoutException)
             lost = (RequestTimeout if is_timeout else ConnectionLost)(f"{type(error).__name__}: {error}")

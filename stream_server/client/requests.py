@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ Confirm: TypeAlias = Literal["push", "success"]
 """When a result counts: when its value was committed, or when its task has succeeded, too."""
 
 _HTTP_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+_IDEMPOTENCY_KEY = re.compile(r"(?! )[\x20-\x7e]{1,255}(?<! )")
+"""What a header can carry, and the server accepts."""
 
 _CANNOT_STORE_KEYS = frozenset(
     f"urn:stream-server:problem:{name}" for name in ("read-replica", "journal-forbidden", "journal-missing")
@@ -136,8 +140,13 @@ def trigger_request(
     """Return the request that triggers a run. Its header `Accept` selects between a stream and one response.
 
     Raises:
-        ValueError: A member of the body is also an argument.
+        ValueError: A member of the body is also an argument, or the idempotency key cannot be sent.
     """
+    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise ValueError(
+            "`idempotency_key` must be 1 to 255 printable ASCII characters without spaces around them,"
+            f" got {idempotency_key!r}"
+        )
     members: dict[str, Any] = {"conf": {}, **(body or {})}
     arguments = {"conf": conf, "dag_run_id": run_id, "logical_date": logical_date, "note": note}
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -150,7 +159,7 @@ def trigger_request(
         f"{_dag_path(dag_id)}/dagRuns",
         (("wait_for_completion", "true"), *if_exists, *options.query),
         members,
-        {"Idempotency-Key": idempotency_key or str(uuid.uuid4())},
+        {"Idempotency-Key": str(uuid.uuid4()) if idempotency_key is None else idempotency_key},
         has_own_key=idempotency_key is None,
     )
 

@@ -89,6 +89,13 @@ def test_a_body_that_repeats_an_argument_is_refused(name: str, argument: dict[st
         trigger(**argument, body={name: None})
 
 
+@pytest.mark.parametrize("key", ["", "a\nb", " a", "a ", "ü", "\x7f", "a" * 256])
+def test_an_idempotency_key_that_cannot_be_sent_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="`idempotency_key` must be 1 to 255 printable ASCII"):
+        trigger(idempotency_key=key)
+    assert trigger(idempotency_key="a b").headers == {"Idempotency-Key": "a b"}
+
+
 def test_an_answer_to_a_frame_names_the_request() -> None:
     asked_at = datetime(2026, 11, 22, 14, 21, 12, 300000, tzinfo=timezone.utc)
     frame = Input(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import pytest
 
-from stream_server.client import AsyncClient, Client, NoResult, Outcome, WaitTimeout
+from stream_server.client import AsyncClient, Client, ClientError, ConnectionLost, NoResult, Outcome, WaitTimeout
 from stream_server.client.frames import End
 from stream_server.client.run_view import RunView
 
 RUN = {"dag_id": "d", "run_id": "r"}
 INFO = {"state": "running", "queued_at": None, "start_date": None, "end_date": None, "clear_number": 0}
 SNAPSHOT = {"type": "snapshot", **RUN, "run": INFO, "tasks": [], "result_tasks": []}
+Respond: TypeAlias = Callable[[httpx.Request], httpx.Response]
 OPENED = {"content-type": "application/x-ndjson"}
 
 
@@ -49,7 +50,7 @@ class Parts(httpx.AsyncByteStream, httpx.SyncByteStream):
 
 
 @contextmanager
-def sync_client(script: Script, **options: Any) -> Iterator[Client]:
+def sync_client(script: Respond, **options: Any) -> Iterator[Client]:
     with (
         httpx.Client(transport=httpx.MockTransport(script)) as http,
         Client("http://h", http_client=http, **options) as client,
@@ -58,7 +59,7 @@ def sync_client(script: Script, **options: Any) -> Iterator[Client]:
 
 
 @asynccontextmanager
-async def async_client(script: Script, **options: Any) -> AsyncIterator[AsyncClient]:
+async def async_client(script: Respond, **options: Any) -> AsyncIterator[AsyncClient]:
     async with (
         httpx.AsyncClient(transport=httpx.MockTransport(script)) as http,
         AsyncClient("http://h", http_client=http, **options) as client,
@@ -91,7 +92,7 @@ def end(outcome: str) -> dict[str, Any]:
     return {"type": "end", **RUN, "state": "success", "outcome": outcome}
 
 
-async def wait_for_resumed_stream(kind: str, script: Script) -> Outcome:
+async def wait_for_resumed_stream(kind: str, script: Respond) -> Outcome:
     """Return the outcome of a stream that is resumed."""
     if kind == "sync":
         with sync_client(script) as client:
@@ -190,3 +191,14 @@ async def test_texts_are_read_once_for_each_frame_that_may_change_them(
             texts = [text async for text in asynchronous.stream("d", "r").texts()]
     assert texts == ["a", "ab", "", "c"]
     assert reads == 6, "two snapshots, three chunks and a reset"
+
+
+@pytest.mark.parametrize("name", ["LocalProtocolError", "UnsupportedProtocol"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_request_that_can_never_be_sent_is_not_repeated(kind: str, name: str) -> None:
+    def refuse(_request: httpx.Request) -> httpx.Response:
+        raise getattr(httpx, name)("illegal header")
+
+    with pytest.raises(ClientError, match=f"cannot be sent .{name}: illegal header") as refused:
+        await wait_for_resumed_stream(kind, refuse)
+    assert not isinstance(refused.value, ConnectionLost)

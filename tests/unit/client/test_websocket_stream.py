@@ -126,8 +126,7 @@ async def test_pings_are_not_yielded() -> None:
 
 
 async def test_a_frame_that_cannot_be_decoded_is_an_error() -> None:
-    deep = f'{{"type":"chunk","value":{"[" * 100_000}'
-    async with scripted_server(lambda connection: connection.send(deep)) as seen:
+    async with scripted_server(lambda one: one.send(f'{{"type":"chunk","value":{"[" * 100_000}')) as seen:
         with pytest.raises(UnexpectedResponse, match="a frame cannot be decoded"):
             await follow_messages(seen)
 
