@@ -224,7 +224,8 @@ async def test_users_with_the_same_thread_id_have_different_threads(
         async with plain.stream("POST", AGENT, json=BODY) as first:
             assert first.status_code == 200
             key = await begin_answer(airflow, stub, "Be")
-        assert (await other.post(f"{AGENT}/t1/connect", json=BODY)).status_code == 204
+        async with other.stream("POST", f"{AGENT}/t1/connect", json=BODY) as connected:
+            assert connected.status_code == 204
         assert (await other.post(f"{AGENT}/t1/stop")).status_code == 204
         async with other.stream("POST", AGENT, json=BODY) as second:
             assert second.status_code == 200

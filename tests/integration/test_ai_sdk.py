@@ -283,7 +283,8 @@ async def test_users_with_the_same_chat_id_have_different_chats(
         async with plain.stream("POST", CHAT, json=BODY) as first:
             assert first.status_code == 200
             key = await begin_answer(airflow, stub, "Be")
-        assert (await other.get(f"{CHAT}/c1/stream")).status_code == 204
+        async with other.stream("GET", f"{CHAT}/c1/stream") as resumed:
+            assert resumed.status_code == 204
         assert (await other.post(f"{CHAT}/c1/stop")).status_code == 204
         async with other.stream("POST", CHAT, json=BODY) as second:
             assert second.status_code == 200
