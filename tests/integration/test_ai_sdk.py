@@ -229,6 +229,22 @@ async def test_version_7_takes_text_back(
     assert [task["try_number"] for task in data_of(message, "task") if task["task_id"] == "answer"] == [2]
 
 
+async def test_a_chat_that_is_resumed_has_questions_with_their_answers(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        async with plain.stream("POST", CHAT, json=BODY):
+            key = await begin_answer(airflow, stub, "Be")
+        await ask_human(airflow, key)
+        await airflow.answer_input(key, "ask", "Approve")
+        async with plain.stream("GET", f"{CHAT}/c1/stream") as resumed:
+            await airflow.push(key, "answer", "Because")
+            lines = (await resumed.aread()).decode().splitlines()
+    parts = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    answered = [part["data"] for part in parts if part["type"] == "data-input"][-1]
+    assert (answered["subject"], answered["answered"]["chosen_options"]) == ("Publish?", ["Approve"])
+
+
 async def test_the_next_question_of_a_chat_is_the_current_one(
     auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
 ) -> None:

@@ -170,4 +170,5 @@ async def _read_open_requests(request: Request, caller: Caller, key: RunKey) -> 
 def _stream(request: Request, run: AnsweringRun, wanted: RunInput) -> Response:
     state: State = request.scope["state"]
     with close_on_error(run):
-        return TranslatedStream(run, AgUiTranslator(run.key, wanted), state["scheduler"], TRANSPORT)
+        translator = AgUiTranslator(run.key, wanted)
+        return TranslatedStream(run, translator, state["scheduler"], TRANSPORT, has_open_requests_only=True)

@@ -46,6 +46,8 @@ class TranslatedStream(Response):
         scheduler: For intervals and counters.
         transport: One of `scheduler.TRANSPORTS`.
         headers: Further headers.
+        has_open_requests_only: Whether requests for human input that are not open any more are left out, with which
+            the response would wait for an answer.
     """
 
     media_type = MEDIA_TYPE
@@ -57,10 +59,13 @@ class TranslatedStream(Response):
         scheduler: WriteScheduler,
         transport: str,
         headers: dict[str, str] | None = None,
+        *,
+        has_open_requests_only: bool = False,
     ) -> None:
         super().__init__(headers={**HEADERS, **run.headers, **(headers or {})})
         del self.headers["content-length"]
         self._run, self._translator, self._scheduler = run, translator, scheduler
+        self._has_open_requests_only = has_open_requests_only
         self._counters = scheduler.counters[transport]
 
     @override
@@ -98,8 +103,9 @@ class TranslatedStream(Response):
         self._counters.frames += len(wires or ())
         if wires is None:
             return KEEP_ALIVE
-        frames_due = drop_closed_requests([wire.frame for wire in wires])
-        return b"".join([self._translator.translate(frame) for frame in frames_due])
+        due = [wire.frame for wire in wires]
+        due = drop_closed_requests(due) if self._has_open_requests_only else due
+        return b"".join([self._translator.translate(frame) for frame in due])
 
     async def _write(self, data: bytes, send: Send) -> bool:
         with anyio.move_on_after(self._scheduler.close_timeout) as timeout:

@@ -36,7 +36,7 @@ class CallStream(TranslatedStream):
         max_seconds: float | None,
         unfinished: Json,
     ) -> None:
-        super().__init__(run, translator, scheduler, TRANSPORT)
+        super().__init__(run, translator, scheduler, TRANSPORT, has_open_requests_only=True)
         self._calls, self._unfinished = translator, unfinished
         self._ends_at = None if max_seconds is None else time.monotonic() + max_seconds
 
