@@ -220,12 +220,16 @@ async def test_output_is_complete_for_clients_that_subscribe_meanwhile(
 
 
 async def test_metrics_are_summed_over_workers(server: SharedServer, airflow: AirflowSql, run: RunKey) -> None:
-    rows = await server.metric("stream_server_read_rows_total")
-    measured = await server.metric("stream_server_lag_seconds_count")
     async with open_streams(server.url, run, CLIENTS) as clients, websocket(server.url, run) as connection:
         await eventually_answered(lambda: is_metric(server, "stream_server_open_streams", CLIENTS + 1))
         assert await server.metric("stream_server_workers") == WORKERS
         assert await server.metric("stream_server_tail_connected") == 1
+        await airflow.set_run(run, "running")
+        for events in clients:
+            await events.until("run")
+        # The rows of the trigger, which might arrive between two requests for metrics, have been read by now.
+        rows = await server.metric("stream_server_read_rows_total")
+        measured = await server.metric("stream_server_lag_seconds_count")
         await airflow.complete_chain(run)
         for events in clients:
             await events.until("result")
