@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -63,12 +64,13 @@ async def expect_text(page: Page, text: str) -> None:
 async def test_an_answer_survives_a_reload_and_a_lost_connection_and_a_question_is_answered(
     chromium_address: str, airflow: AirflowSql, stub: AirflowStub, settings: Callable[..., Settings], origin: str
 ) -> None:
-    permissions = StubPermissions(CallerPermissions())
+    permissions, answered = StubPermissions(CallerPermissions()), asyncio.Event()
 
     async def respond(received: ReceivedRequest) -> Response | None:
         if received.method != "PATCH":
             return await permissions(received)
         await airflow.answer_input(key, "ask", *received.json["chosen_options"])
+        answered.set()
         written = {"responded_by": {"id": "1", "name": "Ada"}, "responded_at": "2026-11-22T14:21:10Z"}
         return JSONResponse({**received.json, **written})
 
@@ -96,7 +98,7 @@ async def test_an_answer_survives_a_reload_and_a_lost_connection_and_a_question_
         await ask_human(airflow, key)
         await expect(page.get_by_role("group", name="Publish?")).to_be_visible(timeout=SECONDS)
         await page.get_by_role("button", name="Approve").click()
-        await eventually_async(lambda: stub.patches, what="the answer reaches Airflow")
+        await eventually_async(answered.is_set, what="the answer is written")
         await airflow.push(key, "answer", "Because of light.")
         await expect_text(page, "Because of light.")
         await ask(page, "And now?")
