@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from airflow.exceptions import AirflowException
@@ -70,6 +71,12 @@ class _Answer(NamedTuple):
     may_be_empty: bool = False
     """Whether a skipped task may also count as mapped over nothing, or an empty list as a skip."""
 
+    def alternatives(self) -> list[_Answer]:
+        """Return this answer, and the other one that the tables leave open."""
+        if not self.may_be_empty:
+            return [self]
+        return [self, _Answer("skipped") if self.state == "value" else _Answer("value", [], [])]
+
 
 class Oracle:
     """Judges one moment of a run.
@@ -126,10 +133,8 @@ class Oracle:
             ended = frozenset({"run_ended", "task_skipped"})
             found.append(Outcome("none", reasons=ended, task_id=tasks[0]) if state == "success" else Outcome("failure"))
             found += [PENDING] if state not in {"success", "failed"} else []
-        for task_id, answer in answers.items():
-            if answer.may_be_empty:
-                other = _Answer("skipped") if answer.state == "value" else _Answer("value", [], [])
-                found.append(self._judge_answers(tasks, {**answers, task_id: other}, state, question))
+        alternatives = [[(task_id, one) for one in answer.alternatives()] for task_id, answer in answers.items()]
+        found += [self._judge_answers(tasks, dict(chosen), state, question) for chosen in product(*alternatives)]
         return found
 
     def values(self, question: Question) -> dict[str, Any]:
