@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 
 import httpx
+import pytest
 from playwright.async_api import Page, expect
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from support.browser_session import BrowserSession, open_browser
+from support.example_runs import wait_before_answer
 
 SECONDS = 60_000
 CHAT = "/chat?dag_id=slow_chat"
@@ -132,3 +135,33 @@ async def log_out(airflow_url: str, browser: BrowserSession) -> None:
     (token,) = [cookie["value"] for cookie in await browser.context.cookies() if cookie["name"] == "_token"]
     async with httpx.AsyncClient(base_url=airflow_url) as client:
         await client.get("/api/v2/auth/logout", headers={"Cookie": f"_token={token}"})
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="The provider common.ai needs Python 3.11")
+async def test_thinking_and_tool_calls_of_an_agent_are_shown(browser: BrowserSession) -> None:
+    page = await browser.open("/chat?dag_id=agent")
+    await send_message(page, "How is the weather?")
+    steps = page.get_by_label("Steps of the agent")
+    await expect(steps.locator("[data-kind=tool][data-state=running]")).to_have_count(1, timeout=SECONDS)
+    await page.get_by_role("radio", name="Approve").check()
+    await wait_before_answer()
+    await page.get_by_role("button", name="Send answer").click()
+    await expect(page.locator(".by-dag[data-answer=complete] .text")).to_have_text("It is warm.", timeout=SECONDS)
+    await check_agent_steps(page)
+    assert await browser.accessibility_violations(page) == []
+    await page.reload()
+    await check_agent_steps(page)
+    await page.get_by_role("link", name="View run").click()
+    await expect(page.get_by_role("heading", name="Result")).to_be_visible(timeout=SECONDS)
+    await check_agent_steps(page)
+
+
+async def check_agent_steps(page: Page) -> None:
+    steps = page.get_by_label("Steps of the agent").locator("details")
+    await expect(steps.filter(has_text="get_weather")).to_have_count(1)
+    thinking, tool = steps.filter(has_text="They ask for the weather."), steps.filter(has_text="get_weather")
+    await expect(thinking.locator("p")).to_be_hidden()
+    await thinking.locator("summary").click()
+    await expect(thinking.locator("p")).to_be_visible()
+    await tool.locator("summary").click()
+    await expect(tool.locator("pre").last).to_contain_text('"celsius": 21')
