@@ -18,7 +18,14 @@ from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_de
 from support.chat_runs import begin_answer, fail_answer, retry_answer
 from support.node_clients import run_node
 from support.server import RunningServer, running_server
-from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
+from support.stub_callers import (
+    CallerPermissions,
+    StubPermissions,
+    client_for,
+    clients_of_two_users,
+    refusal,
+    unsigned_jwt,
+)
 from support.tcp_proxy import TcpProxy
 from support.waiting import eventually_async
 
@@ -213,14 +220,7 @@ async def test_users_with_the_same_thread_id_have_different_threads(
     stub: AirflowStub,
     airflow: AirflowSql,
 ) -> None:
-    bob = CallerPermissions(unsigned_jwt(sub="bob"))
-    renewed = CallerPermissions(unsigned_jwt(sub="ada", exp=4_000_000_000))
-    permissions.callers += [bob, renewed]
-    async with (
-        client_for(auth_server, ada) as plain,
-        client_for(auth_server, bob) as other,
-        client_for(auth_server, renewed) as later,
-    ):
+    async with clients_of_two_users(auth_server, permissions, ada) as (plain, other, later):
         async with plain.stream("POST", AGENT, json=BODY) as first:
             assert first.status_code == 200
             key = await begin_answer(airflow, stub, "Be")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -112,3 +114,19 @@ def _respond(rights: CallerPermissions, received: ReceivedRequest) -> Response |
 def client_for(server: RunningServer, caller: CallerPermissions | None = None) -> httpx.AsyncClient:
     """Return a client with the credentials of a caller, or without any."""
     return httpx.AsyncClient(base_url=server.url, headers=caller.headers if caller else {}, timeout=15)
+
+
+@asynccontextmanager
+async def clients_of_two_users(
+    server: RunningServer, permissions: StubPermissions, ada: CallerPermissions
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, httpx.AsyncClient]]:
+    """Yield clients of Ada, of Bob, and of Ada with a renewed token."""
+    bob = CallerPermissions(unsigned_jwt(sub="bob"))
+    renewed = CallerPermissions(unsigned_jwt(sub="ada", exp=4_000_000_000))
+    permissions.callers += [bob, renewed]
+    async with (
+        client_for(server, ada) as plain,
+        client_for(server, bob) as other,
+        client_for(server, renewed) as later,
+    ):
+        yield plain, other, later
