@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Any
-
-import pytest
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.client import answer_input
 from stream_server.domain.run_state import RunKey
+from support.airflow_version import HAS_AGENTS
 from support.example_runs import wait_before_answer
+from support.skipping import skip_or_fail
 from support.streams import Events, sse, types
 from support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="The provider needs Python 3.11")
+if not HAS_AGENTS:
+    skip_or_fail("the provider common.ai needs Python 3.11 or newer")
 
 RUN_SECONDS = 120.0
 OUTPUT = ("chunk", "thinking", "tool_call", "tool_result", "input", "input_answered")

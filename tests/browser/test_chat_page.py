@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 
 import httpx
-import pytest
 from playwright.async_api import Page, expect
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
+from support.airflow_version import HAS_AGENTS
 from support.browser_session import BrowserSession, open_browser
 from support.example_runs import wait_before_answer
+from support.skipping import skip_or_fail
 
 SECONDS = 60_000
 CHAT = "/chat?dag_id=slow_chat"
@@ -137,8 +137,9 @@ async def log_out(airflow_url: str, browser: BrowserSession) -> None:
         await client.get("/api/v2/auth/logout", headers={"Cookie": f"_token={token}"})
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="The provider common.ai needs Python 3.11")
 async def test_thinking_and_tool_calls_of_an_agent_are_shown(browser: BrowserSession) -> None:
+    if not HAS_AGENTS:
+        skip_or_fail("the provider common.ai needs Python 3.11 or newer")
     page = await browser.open("/chat?dag_id=agent")
     await send_message(page, "How is the weather?")
     steps = page.get_by_label("Steps of the agent")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from matrix.airflow_processes import NEWEST
 from matrix.environments import HAS_UPCOMING, UPCOMING
 from matrix.streaming_checks import running_server_on
@@ -14,9 +12,11 @@ from matrix.upgraded_databases import UpgradedDatabases
 from matrix.versioned_sql import VersionedSql
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN
+from support.skipping import skip_or_fail
 from support.streams import sse
 
-pytestmark = pytest.mark.skipif(not HAS_UPCOMING, reason="Airflow 3.4 needs Python 3.11")
+if not HAS_UPCOMING:
+    skip_or_fail("Airflow 3.4 needs Python 3.11 or newer")
 
 KEY = RunKey("tries", "manual__2026-11-30T10:00:00+00:00")
 VARYING = {"at", "cursor", "start_date", "end_date", "queued_at", "seq"}

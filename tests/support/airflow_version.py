@@ -1,6 +1,8 @@
-"""What the installed Airflow has."""
+"""What the installed Airflow has, and what this Python can run."""
 
 from __future__ import annotations
+
+import sys
 
 from stream_server.cli.demo.airflow import airflow_version
 
@@ -9,3 +11,6 @@ MINOR = tuple(int(part) for part in airflow_version().split(".")[:2])
 
 HAS_LOOPS = MINOR >= (3, 4)
 """Whether there are task loops, and Airflow stores its own result marks."""
+
+HAS_AGENTS = sys.version_info >= (3, 11)
+"""Whether this Python can run the provider common.ai."""

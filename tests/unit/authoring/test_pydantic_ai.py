@@ -1,6 +1,6 @@
 """The capability for agents of pydantic-ai, with models that need no network."""
 
-# ruff: noqa: E402 # pydantic-ai may be missing
+# pydantic-ai may be missing
 
 from __future__ import annotations
 
@@ -15,17 +15,12 @@ from typing import Any
 
 import pytest
 
-from support.skipping import IN_CI
-
-FIRST_PYTHON = (3, 11)
-"""First version that apache-airflow-providers-common-ai supports."""
+from support.skipping import skip_or_fail
 
 try:
     import pydantic_ai
 except ImportError:
-    if IN_CI and sys.version_info >= FIRST_PYTHON:
-        raise
-    pytest.skip("pydantic-ai is not installed: run `make .venv/.dev`", allow_module_level=True)
+    skip_or_fail("pydantic-ai is not installed, which needs Python 3.11 or newer: run `make .venv/.dev`")
 
 import pydantic
 from pydantic_ai import Agent, BinaryContent, DeferredToolRequests, DeferredToolResults, ModelRetry, Tool, ToolDenied
